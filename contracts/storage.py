@@ -1,0 +1,221 @@
+"""One way to open a URI: a local path, gs://, or anything fsspec knows.
+
+A `Place` is a URI and the options to open it with, and nothing else: it is what crosses processes. Clients and credentials are
+made where they are used (application-default credentials for Google), and never leave it.
+"""
+
+import contextlib
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+
+from contracts.config import Config
+from contracts.errors import CxrayError, RowError
+
+# gcsfs asks over gRPC which kind a bucket is before its first read: minutes of silence against an emulator, and
+# nothing that we use on PhysioNet's buckets. It has to be said before gcsfs is imported.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
+# What Ray retries by itself when it reads or writes Parquet, besides S3's own: Google's words for 'try again' (regular expressions).
+PASSING = (r"\b429\b", r"\b50[0234]\b", r"(?i)connection reset", r"(?i)timed? ?out", r"(?i)too many requests")
+
+
+class StorageOptions(Config):
+    """How gs:// URIs are opened; other schemes take nothing from here."""
+
+    billing_project: str | None = None  # whom requester-pays buckets charge
+    anonymous: bool = False  # no credentials: public buckets and emulators
+    endpoint_url: str | None = None  # another server that speaks Google's API
+    timeout_s: float = 60.0  # a request that takes longer has failed
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or a folder somewhere. `Place / 'name'` is what lies in it."""
+
+    uri: str
+    options: StorageOptions = field(default_factory=StorageOptions)
+
+    def __truediv__(self, name: str) -> "Place":
+        return Place(f"{self.uri.rstrip('/')}/{name.strip('/')}", self.options)
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def scheme(self) -> str:
+        return self.uri.partition("://")[0] if "://" in self.uri else "file"
+
+    @property
+    def local(self) -> Path | None:
+        """The path, where the place is on this machine's disk."""
+        return Path(self.path) if self.scheme == "file" else None
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system, opened in this process (fsspec keeps one an address)."""
+        o, options = self.options, {}
+        if self.scheme in ("gs", "gcs"):
+            options = {
+                "project": o.billing_project,
+                "requester_pays": o.billing_project or False,
+                "token": "anon" if o.anonymous else None,
+                "endpoint_url": o.endpoint_url,
+                "timeout": o.timeout_s,
+                # A listing kept from before another process wrote is a wrong listing.
+                "use_listings_cache": False,
+            }
+        try:
+            return fsspec.filesystem(self.scheme, **options)
+        except (ValueError, ImportError) as error:
+            raise CxrayError(f"{self.uri}: cannot open `{self.scheme}://` ({error})") from None
+
+    @property
+    def path(self) -> str:
+        """The path as the file system names it, without the scheme."""
+        if self.scheme == "file":
+            return str(Path(self.uri.removeprefix("file://")).expanduser().absolute())
+        return self.uri.partition("://")[2].rstrip("/")
+
+    def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        """(pyarrow file system, path). Pickled, it carries these options and no client."""
+        if self.scheme == "file":
+            return pyarrow.fs.LocalFileSystem(), self.path
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs)), self.path
+
+    def exists(self) -> bool:
+        with told(self):
+            return self.fs.exists(self.path)
+
+    def size(self) -> int:
+        with told(self):
+            return int(self.fs.size(self.path) or 0)
+
+    def read(self) -> bytes:
+        with told(self):
+            return bytes(self.fs.cat_file(self.path))  # pyright: ignore[reportArgumentType]
+
+    def read_text(self) -> str:
+        return self.read().decode("utf-8")
+
+    def write(self, data: bytes) -> None:
+        """Write a whole file or none: a reader never sees a half of it."""
+        with told(self):
+            if self.local is None:
+                self.fs.pipe_file(self.path, data)  # an object appears when it is complete
+                return
+            self.local.parent.mkdir(parents=True, exist_ok=True)
+            part = self.local.with_name(f".{self.local.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                part.write_bytes(data)
+                part.replace(self.local)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def files(self, ending: str = "") -> list["Place"]:
+        """All files below this folder whose name ends so, by name; none where the folder is not there."""
+        with told(self):
+            try:
+                found = self.fs.find(self.path)
+            except FileNotFoundError:
+                return []
+        prefix = "" if self.scheme == "file" else f"{self.scheme}://"
+        return [Place(prefix + str(p), self.options) for p in sorted(found) if str(p).endswith(ending)]
+
+    def relative(self, to: "Place") -> str:
+        """This place's path below `to`."""
+        return self.path.removeprefix(to.path).lstrip("/")
+
+    def remove(self) -> None:
+        """Delete the file, or the folder and all that is in it; nothing happens where there is nothing."""
+        with told(self), contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.path, recursive=True)
+
+
+@contextlib.contextmanager
+def told(place: Place) -> Iterator[None]:
+    """Turn what a store answers into a sentence for a person."""
+    try:
+        yield
+    except CxrayError:
+        raise
+    except Exception as error:
+        sentence = _what_the_store_meant(error)
+        if sentence is None:
+            raise
+        raise CxrayError(f"{place.uri}: {sentence}") from error
+
+
+@contextlib.contextmanager
+def told_of_row() -> Iterator[None]:
+    """The same for a row's own file: one that is not there is a lasting reject, a store that is busy a passing one."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise RowError("missing_file") from None
+    except IsADirectoryError:
+        raise RowError("not_a_file") from None
+    except Exception as error:
+        if _what_the_store_meant(error) is None:
+            raise
+        status = _status(error)
+        if status in (400, 401, 403):  # of the whole bucket, not of this row: no reject, or all rows would be
+            raise
+        raise RowError(f"store_{status or 'unreachable'}", lasting=False) from None
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an exception of fsspec, gcsfs, aiohttp or requests, where there is one."""
+    for name in ("code", "status", "status_code"):
+        value = getattr(error, name, None)
+        if str(value).isdigit():
+            return int(str(value))
+    text = str(error)
+    if text.startswith("Forbidden:"):
+        return 403
+    if "requester pays" in text.lower() or text.startswith("Bad Request:"):
+        return 400
+    if isinstance(error, FileNotFoundError):
+        return 404
+    return 502 if type(error).__name__ == "ProxyError" else None
+
+
+def _what_the_store_meant(error: Exception) -> str | None:
+    kind, text, status = type(error).__module__ + "." + type(error).__name__, str(error), _status(error)
+    if kind.startswith("google.auth"):
+        return "no Google credentials here: run `gcloud auth application-default login`, or set storage.anonymous for a public bucket"
+    if status == 400 and re.search(r"user project|requester pays|UserProject", text, re.I):
+        return "the bucket charges its readers (400, no user project): set storage.billing_project or CXRAY_BILLING_PROJECT"
+    if status == 400:
+        return "the store did not understand the request (400): is the bucket's name right?"
+    if status == 401:
+        return "the store does not know these credentials (401): log in again, or unset storage.anonymous"
+    if status == 403:
+        return "no access with these credentials (403): PhysioNet grants a bucket to one Google account, once its agreement is signed"
+    if status == 404:
+        return "is not there (404): check the path, and the version that PhysioNet puts into a bucket's name"
+    if status == 429 or (status is not None and status >= 500):
+        return f"the store is busy ({status}): run the same command again"
+    if isinstance(error, PermissionError):
+        return "may not be read or written by this user"
+    if isinstance(error, OSError) and error.errno == 28:
+        return "no space left on the disk"
+    if kind.startswith(("aiohttp.", "requests.")) or isinstance(error, TimeoutError | ConnectionError):
+        return "the store does not answer: check the network and the address, then run the same command again"
+    return None
+
+
+def place(uri: str | os.PathLike[Any], options: StorageOptions | None = None) -> Place:
+    """A place; without options those of the environment (CXRAY_BILLING_PROJECT)."""
+    return Place(str(uri), options or StorageOptions(billing_project=os.environ.get("CXRAY_BILLING_PROJECT")))

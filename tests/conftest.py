@@ -1,0 +1,44 @@
+"""What the tests share: one local Ray a session, and the small real data where it is there."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches a network
+for name in ("CXRAY_ROOT", "CXRAY_OUT", "CXRAY_BILLING_PROJECT", "RAY_ADDRESS"):
+    os.environ.pop(name, None)
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # for Ray's workers, which run steps that tests define
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of small real data, beside the checkout or where CXRAY_SHARED_DATA says."""
+    folder = Path(os.environ.get("CXRAY_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the small real data is not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray of two CPUs for the whole session: what holds there holds on a laptop."""
+    import ray
+
+    from pipelines.job import connect
+
+    connect()
+    yield
+    ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that takes the session's Ray is of the tier `ray`, without having to say so."""
+    for item in items:
+        if "local_ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
