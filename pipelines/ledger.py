@@ -1,0 +1,171 @@
+"""What a job keeps beside its rows: the lease, the progress, and the list of whole files.
+
+Ray's checkpoint is the record of ids that are safely written: a file in `_checkpoint` stands for one file of rows, becomes
+`NAME.parquet` when that is whole, and is `NAME.pending.parquet` until then.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from contracts.errors import CxrayError
+from contracts.storage import Place
+
+LEASE_SECONDS = 60.0  # a lease that has not been renewed for so long is nobody's
+
+
+class Lease:
+    """A file that says who works on a folder, renewed while they do."""
+
+    def __init__(self, file: Place) -> None:
+        self.file = file
+        self.who = {"host": socket.gethostname(), "pid": os.getpid()}
+
+    def take(self) -> None:
+        """Raises CxrayError where somebody else holds it."""
+        holder = self._holder()
+        if holder and not self._gone(holder):
+            raise CxrayError(
+                f"{self.file}: another job (process {holder['pid']} on {holder['host']}) works on this folder; "
+                f"wait for it, or for {LEASE_SECONDS:.0f} s after it died"
+            )
+        self.renew()
+
+    def renew(self) -> None:
+        self.file.write(json.dumps({**self.who, "time": time.time()}).encode())
+
+    def release(self) -> None:
+        self.file.remove()
+
+    def _holder(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.file.read())
+        except CxrayError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        except json.JSONDecodeError:
+            return None
+
+    def _gone(self, holder: dict[str, Any]) -> bool:
+        if time.time() - holder["time"] > LEASE_SECONDS:
+            return True
+        if holder["host"] != self.who["host"]:
+            return False
+        try:
+            os.kill(holder["pid"], 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return holder["pid"] == self.who["pid"]
+
+
+class Progress:
+    """Rows written so far, their rate and the time left, on standard error; counts what the checkpoint holds."""
+
+    def __init__(self, verb: str, checkpoint: Place, total: int, beat: Callable[[], None]) -> None:
+        self._checkpoint, self._beat, self._stop = checkpoint, beat, threading.Event()
+        self._counted: dict[str, int] = {}
+        self._before = self._count()
+        quiet = 0.5 if os.isatty(2) else 15.0  # a log file wants a line now and then, a terminal a moving one
+        self._bar = tqdm(total=total, initial=min(self._before, total), desc=verb, unit=" rows", mininterval=quiet, maxinterval=quiet)
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="progress")
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._bar.close()
+
+    def new(self) -> int:
+        """Rows and rejects written since the start."""
+        return self._count() - self._before
+
+    def _count(self) -> int:
+        for file in self._checkpoint.files(".parquet"):
+            if file.uri not in self._counted and not file.uri.endswith(".pending.parquet"):
+                fs, path = file.arrow()
+                with contextlib.suppress(FileNotFoundError):
+                    self._counted[file.uri] = pq.read_metadata(path, filesystem=fs).num_rows
+        return sum(self._counted.values())
+
+    def _watch(self) -> None:
+        ticks = 0
+        while not self._stop.wait(1.0):
+            ticks += 1
+            if ticks % 10 == 0:
+                self._beat()
+            if self._checkpoint.local is not None or ticks % 10 == 0:  # listing a bucket costs money
+                self._bar.n = min(self._count(), self._bar.total)
+                self._bar.update(0)
+        self._bar.n = min(self._count(), self._bar.total)
+
+
+def list_files(data: Place) -> list[dict[str, Any]]:
+    """All Parquet files below a job's data folder: path below it, outcome, rows, bytes."""
+    found = data.files(".parquet")
+    fs, _ = data.arrow()
+
+    def one(file: Place) -> dict[str, Any]:
+        path = file.relative(data)
+        rows = pq.read_metadata(file.path, filesystem=fs).num_rows
+        return {"path": path, "outcome": path.partition("/")[0].removeprefix("outcome="), "rows": rows, "bytes": file.size()}
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(one, found))
+
+
+def ids_hash(ids: pa.ChunkedArray) -> str:
+    """sha256 of the sorted ids."""
+    ordered = pc.take(ids, pc.sort_indices(ids))
+    return hashlib.sha256("\n".join(ordered.to_pylist()).encode()).hexdigest()
+
+
+def forget_passing_rejects(out: Place) -> None:
+    """Let the rows be tried again that were rejected for a cause that may have passed.
+
+    Their ids leave the checkpoint first and the reject files second: killed between the two, the next run does both again.
+    """
+    fs, _ = out.arrow()
+    rejects = [f for f in (out / "data").files(".parquet") if "/outcome=reject/" in f.uri]
+    for file in rejects:
+        table = pq.ParquetFile(io.BytesIO(file.read())).read()
+        passing = pc.invert(table["lasting"])
+        if not pc.any(passing).as_py():
+            continue
+        ids = table.filter(passing)["row_id"]
+        # A file of rows is named after the checkpoint it belongs to, with a number behind.
+        stem = file.name.removesuffix(".parquet").rpartition("-")[0]
+        ledger = out / "_checkpoint" / f"{stem}.parquet"
+        _rewrite_without(ledger, ids, fs)
+        _rewrite_without(file, ids, fs)
+
+
+def _rewrite_without(file: Place, ids: pa.ChunkedArray, fs: Any) -> None:
+    table = pq.ParquetFile(io.BytesIO(file.read())).read()
+    rest = table.filter(pc.invert(pc.is_in(table["row_id"], value_set=ids)))
+    if not rest.num_rows:
+        file.remove()
+        return
+    sink = io.BytesIO()
+    pq.write_table(rest, sink)
+    file.write(sink.getvalue())

@@ -1,0 +1,189 @@
+"""A job that makes rows: each id once, in rows or rejects; stopped, grown, changed or contended, it ends whole or with a clear line."""
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from contracts.dataset import open_dataset, publish
+from contracts.errors import CxrayError, RowError
+from contracts.schema import KEYS, Schema
+from contracts.storage import place
+from pipelines.job import Job, RowsConfig, block, choose, each
+from pipelines.verify import verify
+
+NUMBERS = Schema("numbers", 1, pa.schema([*KEYS, ("number", pa.int64())]))
+SQUARES = Schema("squares", 1, pa.schema([*KEYS, ("square", pa.int64())]))
+
+
+class SquareConfig(RowsConfig):
+    into: str = "squares"
+    power: int = 2
+
+
+def numbers(folder: Path, count: int):
+    """A data set of `count` numbered rows."""
+    table = pa.table(
+        {
+            "row_id": [f"id{i:04d}" for i in range(count)],
+            "group_id": [f"p{i // 3}" for i in range(count)],
+            "split": [("train", "validate", "test")[i // 3 % 3] for i in range(count)],
+            "number": list(range(count)),
+        },
+        schema=NUMBERS.columns,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, folder / "all.parquet")
+    file = {"path": "all.parquet", "outcome": "row", "rows": count, "bytes": 1}
+    return publish(place(folder), NUMBERS, "made-by-the-test", [file])
+
+
+def square(cfg: SquareConfig, source, marks: Path):
+    """The job: squares; id0005 can never be read, id0007 not while the store is 'busy', and `broken` breaks the program at the last row."""
+    marks.mkdir(exist_ok=True)
+    last = source.rows - 1
+
+    def work(row):
+        (marks / f"{row['row_id']}.{os.getpid()}.{os.urandom(4).hex()}").touch()
+        if row["number"] == 5:
+            raise RowError("no_pixels")
+        if row["number"] == 7 and (marks / "busy").exists():
+            raise RowError("store_503", lasting=False)
+        if row["number"] == last and (marks / "broken").exists():
+            raise RuntimeError("a fault of the program")
+        return {"square": row["number"] ** cfg.power}
+
+    with Job("squares", cfg, SQUARES, made_by=[source.fingerprint]) as job:
+        rows = job.read(source, ["number"])
+        rows = rows.map_batches(lambda batch: block(each(batch, work), SQUARES), batch_format="pyarrow", batch_size=8)
+        return job.write(rows)
+
+
+def computed(marks: Path) -> list[str]:
+    return sorted(p.name.partition(".")[0] for p in marks.glob("id*"))
+
+
+def content(out: Path) -> dict[str, int]:
+    table = open_dataset(place(out / "squares")).table(["row_id", "square"])
+    return dict(zip(table["row_id"].to_pylist(), table["square"].to_pylist(), strict=True))
+
+
+def test_every_id_stands_once_in_rows_or_rejects(local_ray, tmp_path):
+    source = numbers(tmp_path / "in", 100)
+    summary = square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
+    assert (summary.rows_in, summary.rows, summary.rejects) == (100, 99, {"no_pixels": 1})
+    assert content(tmp_path) == {f"id{i:04d}": i * i for i in range(100) if i != 5}
+    verdict = verify(place(tmp_path / "squares"))
+    assert verdict.clean and (verdict.rows_in, verdict.rows_out, verdict.rejects) == (100, 99, 1)
+    assert not (tmp_path / "squares" / "_lease").exists()
+    assert "100 in = 99 rows + 1 rejects" in str(summary)
+
+
+def test_the_same_command_again_computes_nothing(local_ray, tmp_path):
+    source, marks = numbers(tmp_path / "in", 60), tmp_path / "marks"
+    square(SquareConfig(out=str(tmp_path)), source, marks)
+    first = computed(marks)
+    assert square(SquareConfig(out=str(tmp_path)), source, marks).new == 0
+    assert computed(marks) == first and len(content(tmp_path)) == 59
+
+
+def test_a_job_cut_short_publishes_nothing_and_goes_on_where_it_was(local_ray, tmp_path):
+    source, marks = numbers(tmp_path / "in", 320), tmp_path / "marks"
+    marks.mkdir()
+    (marks / "broken").touch()
+    with pytest.raises(Exception, match="a fault of the program"):
+        square(SquareConfig(out=str(tmp_path)), source, marks)
+    with pytest.raises(CxrayError, match="no finished"):
+        open_dataset(place(tmp_path / "squares"))
+    (marks / "broken").unlink()
+    kept = {i for f in (tmp_path / "squares" / "_checkpoint").glob("*.parquet") for i in pq.read_table(f)["row_id"].to_pylist()}
+    assert kept, "nothing was saved before the break"
+    for mark in marks.glob("id*"):
+        mark.unlink()
+    summary = square(SquareConfig(out=str(tmp_path)), source, marks)
+    assert not kept & set(computed(marks)), "what was safely written was computed again"
+    assert (summary.rows, summary.new) == (319, 320 - len(kept))
+    assert content(tmp_path) == {f"id{i:04d}": i * i for i in range(320) if i != 5}
+    assert verify(place(tmp_path / "squares")).clean
+
+
+def test_a_grown_input_adds_only_what_is_new(local_ray, tmp_path):
+    marks = tmp_path / "marks"
+    square(SquareConfig(out=str(tmp_path)), numbers(tmp_path / "in", 40), marks)
+    for mark in marks.glob("id*"):
+        mark.unlink()
+    summary = square(SquareConfig(out=str(tmp_path)), numbers(tmp_path / "in2", 50), marks)
+    assert computed(marks) == [f"id{i:04d}" for i in range(40, 50)]
+    assert (summary.rows, summary.new) == (49, 10) and verify(place(tmp_path / "squares")).clean
+
+
+def test_a_passing_reject_is_tried_again_and_a_lasting_one_is_not(local_ray, tmp_path):
+    source, marks = numbers(tmp_path / "in", 40), tmp_path / "marks"
+    marks.mkdir()
+    (marks / "busy").touch()
+    assert square(SquareConfig(out=str(tmp_path)), source, marks).rejects == {"no_pixels": 1, "store_503": 1}
+    (marks / "busy").unlink()
+    for mark in marks.glob("id*"):
+        mark.unlink()
+    assert square(SquareConfig(out=str(tmp_path)), source, marks).rejects == {"no_pixels": 1}
+    assert computed(marks) == ["id0007"]
+    assert content(tmp_path)["id0007"] == 49 and verify(place(tmp_path / "squares")).clean
+
+
+def test_other_settings_on_the_same_folder_are_refused(local_ray, tmp_path):
+    source = numbers(tmp_path / "in", 20)
+    square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
+    with pytest.raises(CxrayError, match="made with other settings"):
+        square(SquareConfig(out=str(tmp_path), power=3), source, tmp_path / "marks")
+    assert content(tmp_path)["id0003"] == 9
+
+
+def test_a_second_job_on_the_same_folder_is_refused(local_ray, tmp_path):
+    source = numbers(tmp_path / "in", 20)
+    (tmp_path / "squares").mkdir()
+    import time
+
+    (tmp_path / "squares" / "_lease").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time()}))
+    with pytest.raises(CxrayError, match="another job"):
+        square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
+    (tmp_path / "squares" / "_lease").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time() - 3600}))
+    assert square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks").rows == 19
+
+
+def test_a_lost_part_file_is_noticed(local_ray, tmp_path):
+    source = numbers(tmp_path / "in", 40)
+    square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
+    next((tmp_path / "squares" / "data" / "outcome=row").glob("*.parquet")).unlink()
+    verdict = verify(place(tmp_path / "squares"))
+    assert not verdict.clean and "missing or not readable" in str(verdict)
+    with pytest.raises(CxrayError, match="rows are missing"):
+        square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
+
+
+def test_verify_sees_a_row_written_twice_and_a_vector_that_is_no_number(tmp_path):
+    schema = Schema("features", 1, pa.schema([*KEYS, ("embedding", pa.list_(pa.float32(), 2))]))
+    rows = {"row_id": ["a", "a"], "group_id": ["p", "p"], "split": ["test", "test"], "embedding": [[1.0, 2.0], [float("nan"), 0.0]]}
+    pq.write_table(pa.table(rows, schema=schema.columns), tmp_path / "x.parquet")
+    columns = [f"{f.name}: {f.type}" for f in schema.columns]
+    file = {"path": "x.parquet", "outcome": "row", "rows": 2, "bytes": 1}
+    publish(place(tmp_path), schema, "f", [file], rows_in=2, ids_hash="", columns=columns)
+    problems = str(verify(place(tmp_path)))
+    assert "stand more than once" in problems and "not finite" in problems
+
+
+def test_a_small_run_takes_the_same_rows_every_time_and_a_share_of_each_split(tmp_path):
+    keys = numbers(tmp_path, 90).table(["row_id", "group_id", "split"])
+    few = choose(keys, None, 4)
+    assert {s: few["split"].to_pylist().count(s) for s in ("train", "validate", "test")} == {"train": 4, "validate": 4, "test": 4}
+    assert choose(keys, 5, None).equals(choose(keys, 5, None)) and choose(keys, 5, None).num_rows == 5
+    assert set(choose(keys, 5, None)["row_id"].to_pylist()) < set(choose(keys, 9, None)["row_id"].to_pylist())
+
+
+def test_limit_grows_into_the_whole(local_ray, tmp_path):
+    source, marks = numbers(tmp_path / "in", 50), tmp_path / "marks"
+    assert square(SquareConfig(out=str(tmp_path), limit=10), source, marks).rows_in == 10
+    assert square(SquareConfig(out=str(tmp_path)), source, marks).rows_in == 50
+    assert len(computed(marks)) == 50
