@@ -1,0 +1,106 @@
+"""`cxray images CONFIG`: a cohort's image files -> 8-bit grey pictures of 518 x 518, the only thing an encoder ever sees.
+
+.venv/bin/cxray images configs/demo/images.yaml
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from contracts.config import Config
+from contracts.dataset import Dataset, open_dataset
+from contracts.schema import IMAGES
+from contracts.storage import Place, StorageOptions, place, told_of_row
+from pipelines.images.decode import Limits, decode
+from pipelines.images.stored import SIDE, edge_grid, quality_flags, to_stored
+from pipelines.job import Job, RowsConfig, Summary, block, each
+
+EDGE_GRID = 16  # cells a side of the optional edge-density grid
+
+
+class Resources(Config):
+    batch: int = 32  # images a step
+    fetches: int = 8  # files under way at once in one task
+
+
+class ImagesConfig(RowsConfig):
+    cohort: str = "cohort"
+    into: str = "images"
+    dicom: Literal["mimic_jpg", "clinical"] = "mimic_jpg"  # what a DICOM is made to look like: the official JPGs, or its own window
+    regions: Literal["none", "edges"] = "none"
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 100_000_000
+    resources: Resources = Resources()
+
+    def inputs(self) -> dict[str, Place]:
+        return {"cohort": self.at(self.cohort)}
+
+
+def run(cfg: ImagesConfig) -> Summary:
+    """Raises CxrayError where there is no cohort, or where the bucket refuses; an image that cannot be read is a reject."""
+    cohort = open_dataset(cfg.at(cfg.cohort), "cohort")
+    # Of what made the cohort only its ids, patients and splits decide what stands here: another chart needs no second look at the images.
+    with Job("images", cfg, IMAGES, made_by=[cohort.rows_fingerprint]) as job:
+        rows = job.read(cohort, ["image_uri"])
+        rows = rows.map_batches(prepare(cfg), batch_format="pyarrow", batch_size=cfg.resources.batch)
+        return job.write(rows, notes=equal_images)
+
+
+def prepare(cfg: ImagesConfig) -> Callable[[pa.Table], pa.Table]:
+    """The step from a batch of (keys, image_uri) to a batch of IMAGES. Fetching overlaps decoding."""
+    storage, limits = cfg.storage, Limits(max_bytes=cfg.max_bytes, max_pixels=cfg.max_pixels)
+
+    def step(batch: pa.Table) -> pa.Table:
+        import cv2
+
+        cv2.setNumThreads(1)  # one task, one core: Ray shares the cores out
+        with ThreadPoolExecutor(cfg.resources.fetches) as pool:
+            files = {uri: pool.submit(fetch, uri, storage) for uri in batch["image_uri"].to_pylist()}
+            return block(each(batch, lambda row: picture(files[row["image_uri"]].result(), cfg, limits)), IMAGES)
+
+    return step
+
+
+def fetch(uri: str, storage: StorageOptions) -> bytes:
+    """The bytes of one file. Raises RowError: lasting where it is not there, passing where the store is busy."""
+    where = place(uri, storage)
+    with told_of_row():
+        return bytes(where.fs.cat_file(where.path))  # pyright: ignore[reportArgumentType]
+
+
+def picture(data: bytes, cfg: ImagesConfig, limits: Limits) -> dict[str, Any]:
+    """A file's bytes -> the columns of IMAGES besides the keys. Raises RowError."""
+    found = decode(data, preset=cfg.dicom, limits=limits, at_least=SIDE)
+    stored = to_stored(found)
+    return {
+        "image": stored.jpeg,
+        "width": found.width,
+        "height": found.height,
+        "scale": stored.scale,
+        "pad_x": stored.pad_x,
+        "pad_y": stored.pad_y,
+        "source": found.kind,
+        "source_bytes": len(data),
+        "source_hash": sha256(data).hexdigest(),
+        "content_hash": stored.content_hash,
+        "flags": [*found.notes, *quality_flags(found.grey)],
+        "edges": edge_grid(found.grey, EDGE_GRID).tobytes() if cfg.regions == "edges" else None,
+    }
+
+
+def equal_images(images: Dataset) -> list[str]:
+    """Pictures that stand under two patients: what a split by patient does not keep apart."""
+    table = images.table(["content_hash", "group_id", "split"])
+    patients, splits = defaultdict(set), defaultdict(set)
+    for content, patient, split in zip(*(table[c].to_pylist() for c in table.column_names), strict=True):
+        patients[content].add(patient)
+        splits[content].add(split)
+    shared = [content for content, people in patients.items() if len(people) > 1]
+    if not shared:
+        return []
+    across = sum(len(splits[content]) > 1 for content in shared)
+    return [f"equal pictures under two patients: {len(shared):,}, of which across splits: {across:,}"]
