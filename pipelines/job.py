@@ -177,8 +177,9 @@ class Job:
     def write(self, rows: Any, cpus: float = 1, notes: Callable[[Dataset], list[str]] | None = None, **about: Any) -> Summary:
         """Write the rows, see that each id is there once, publish the data set.
 
-        cpus: what writing a block takes; where it is the same as for the step before, Ray makes one task of both. notes: lines for the summary, from the finished data set. about: what dataset.json says besides. Raises CxrayError, and
-        publishes nothing, where ids are missing or stand twice.
+        cpus: what writing a block takes; where it is the same as for the step before, Ray makes one task of both. notes: lines
+        for the summary, from the finished data set. about: what dataset.json says besides. Raises CxrayError, and publishes
+        nothing, where ids are missing or stand twice.
         """
         fs, path = (self.out / "data").arrow()
         columns = [f.with_nullable(True) for f in self.schema.columns]

@@ -34,7 +34,9 @@ def test_imports_run_down_the_floors(file: Path):
 
 def test_no_circle():
     modules = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES}
-    needs = {m: {n for n, names in imports(f) for n in (n, *(f"{n}.{x}" for x in names)) if n in modules and n != m} for m, f in modules.items()}
+    needs = {
+        m: {n for n, names in imports(f) for n in (n, *(f"{n}.{x}" for x in names)) if n in modules and n != m} for m, f in modules.items()
+    }
     while done := [m for m, n in needs.items() if not n]:
         for module in done:
             del needs[module]

@@ -1,0 +1,66 @@
+"""`cxray features CONFIG`: stored pictures -> one image encoder's embedding and token grid.
+
+.venv/bin/cxray features configs/demo/features.yaml --set encoder=hog:
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from contracts.dataset import open_dataset
+from contracts.schema import Schema, features_schema
+from contracts.storage import Place
+from models.encoders import load_image
+from models.encoders.grid import pool_grid, quantise
+from pipelines.images.stored import from_stored
+from pipelines.job import KEY_NAMES, Job, RowsConfig, Summary, block
+from pipelines.pool import EncoderResources, encoder_pool, torch_threads
+
+
+class FeaturesConfig(RowsConfig):
+    images: str = "images"
+    into: str = "features"
+    encoder: str = "hog:"
+    grid: int | None = 7  # tokens are pooled to grid x grid; null keeps the encoder's own grid
+    resources: EncoderResources = EncoderResources()
+
+    def inputs(self) -> dict[str, Place]:
+        return {"images": self.at(self.images)}
+
+
+def run(cfg: FeaturesConfig) -> Summary:
+    """Raises CxrayError where there are no images, or where the encoder cannot be loaded."""
+    images = open_dataset(cfg.at(cfg.images), "images")
+    encoder = load_image(cfg.encoder, device="cpu")  # here only to be asked what it is; the actors load their own
+    grid = min(cfg.grid or encoder.grid, encoder.grid)
+    schema = features_schema(encoder.dim, grid, encoder.token_dim)
+    about = {"name": encoder.name, "fingerprint": encoder.fingerprint, "dim": encoder.dim, "joint": encoder.joint, "grid": grid}
+    del encoder
+    with Job("features", cfg, schema, made_by=[images.fingerprint, about["fingerprint"]]) as job:
+        rows = job.read(images, ["image"])
+        rows = rows.map_batches(
+            EncodeImages, fn_constructor_args=(about["name"], grid, schema, cfg.resources), **encoder_pool(cfg.resources)
+        )
+        return job.write(rows, cpus=0.25, encoder=about)
+
+
+class EncodeImages:
+    """An actor that holds one image encoder."""
+
+    def __init__(self, name: str, grid: int, schema: Schema, resources: EncoderResources) -> None:
+        import torch
+
+        torch.set_num_threads(torch_threads(resources))
+        self.encoder, self.grid, self.schema = load_image(name), grid, schema
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """(keys, image) -> FEATURES."""
+        pictures = np.stack([from_stored(data) for data in batch["image"].to_pylist()])
+        found = self.encoder(pictures)
+        rows = batch.select(KEY_NAMES).to_pylist()
+        for row, embedding in zip(rows, found.embedding, strict=True):
+            row["embedding"] = embedding
+        if found.tokens is not None:
+            tokens, scales = quantise(pool_grid(found.tokens, self.encoder.grid, self.grid))
+            for row, token, scale in zip(rows, tokens, scales, strict=True):
+                row |= {"tokens": token.tobytes(), "token_scales": scale.tobytes()}
+        return block(rows, self.schema)
