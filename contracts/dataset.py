@@ -15,7 +15,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from contracts.errors import CxrayError
-from contracts.schema import Schema
+from contracts.schema import VERSIONS, Schema
 from contracts.storage import Place, told
 
 MANIFEST = "dataset.json"
@@ -82,6 +82,8 @@ def open_dataset(place: Place, *names: str) -> Dataset:
         raise CxrayError(f"{place.uri}: no finished {kind} here (no {MANIFEST}); run the verb that makes it, or finish it")
     if names and manifest["schema"] not in names:
         raise CxrayError(f"{place.uri}: holds {manifest['schema']}, where {' or '.join(names)} is wanted")
+    if manifest["schema_version"] != VERSIONS.get(manifest["schema"], manifest["schema_version"]):
+        raise CxrayError(f"{place.uri}: its columns are those of another version of cxray; make it again in a new folder")
     return Dataset(place, manifest)
 
 

@@ -35,6 +35,9 @@ _CODE = pa.struct([("code", pa.string()), ("version", pa.int8())])
 SECTIONS = ("examination", "indication", "technique", "comparison", "findings", "impression")
 
 
+VERSIONS = {"cohort": 1, "images": 1, "features": 1, "texts": 1}
+
+
 @dataclass(frozen=True)
 class Schema:
     """A data set's name, the version of its columns, and the columns."""
@@ -46,7 +49,7 @@ class Schema:
 
 COHORT = Schema(
     "cohort",
-    1,
+    VERSIONS["cohort"],
     pa.schema(
         [
             *KEYS,
@@ -98,7 +101,7 @@ REJECTION = [pa.field("reason", pa.string()), pa.field("lasting", pa.bool_())]
 
 IMAGES = Schema(
     "images",
-    1,
+    VERSIONS["images"],
     pa.schema(
         [
             *KEYS,
@@ -122,7 +125,7 @@ IMAGES = Schema(
 def features_schema(dim: int, grid: int, token_dim: int) -> Schema:
     """An image encoder's output: `embedding` [dim]; `tokens` int8 [grid * grid, token_dim] with one `token_scales` a token."""
     tokens = [("tokens", pa.binary(grid * grid * token_dim)), ("token_scales", pa.binary(grid * grid * 2))] if grid else []
-    return Schema("features", 1, pa.schema([*KEYS, ("embedding", pa.list_(pa.float32(), dim)), *tokens]))
+    return Schema("features", VERSIONS["features"], pa.schema([*KEYS, ("embedding", pa.list_(pa.float32(), dim)), *tokens]))
 
 
 def texts_schema(dim: int) -> Schema:
@@ -145,4 +148,4 @@ def texts_schema(dim: int) -> Schema:
         ("report_tokens", pa.int32()),
         ("report_truncated", pa.bool_()),
     ]
-    return Schema("texts", 1, pa.schema(columns))
+    return Schema("texts", VERSIONS["texts"], pa.schema(columns))

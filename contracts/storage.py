@@ -5,6 +5,8 @@ made where they are used (application-default credentials for Google), and never
 """
 
 import contextlib
+import errno
+import logging
 import os
 import re
 import uuid
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow
 import pyarrow.fs
 
 from contracts.config import Config
@@ -22,6 +25,8 @@ from contracts.errors import CxrayError, RowError
 # gcsfs asks over gRPC which kind a bucket is before its first read: minutes of silence against an emulator, and
 # nothing that we use on PhysioNet's buckets. It has to be said before gcsfs is imported.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+# It also logs, with a traceback, what it raises; raised is enough.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 # What Ray retries by itself when it reads or writes Parquet, besides S3's own: Google's words for 'try again' (regular expressions).
 PASSING = (r"\b429\b", r"\b50[0234]\b", r"(?i)connection reset", r"(?i)timed? ?out", r"(?i)too many requests")
@@ -33,7 +38,7 @@ class StorageOptions(Config):
     billing_project: str | None = None  # whom requester-pays buckets charge
     anonymous: bool = False  # no credentials: public buckets and emulators
     endpoint_url: str | None = None  # another server that speaks Google's API
-    timeout_s: float = 60.0  # a request that takes longer has failed
+    timeout_s: float = 30.0  # a store that is silent for so long is asked again, and after six times given up
 
 
 @dataclass(frozen=True)
@@ -67,19 +72,22 @@ class Place:
         """The file system, opened in this process (fsspec keeps one an address)."""
         o, options = self.options, {}
         if self.scheme in ("gs", "gcs"):
+            import aiohttp  # here, so that a local run need not wait for it
+
             options = {
-                "project": o.billing_project,
+                # Named, because gcsfs by itself would go on as nobody where there are no credentials; and without a project, because it
+                # would refuse credentials of another one than the one that pays.
+                "token": "anon" if o.anonymous else "google_default",
+                "project": "",
                 "requester_pays": o.billing_project or False,
-                "token": "anon" if o.anonymous else None,
                 "endpoint_url": o.endpoint_url,
-                "timeout": o.timeout_s,
+                # Of silence, not of the whole request: a big file may take its time.
+                "requests_timeout": aiohttp.ClientTimeout(sock_connect=o.timeout_s, sock_read=o.timeout_s),
                 # A listing kept from before another process wrote is a wrong listing.
                 "use_listings_cache": False,
             }
-        try:
+        with told(self):
             return fsspec.filesystem(self.scheme, **options)
-        except (ValueError, ImportError) as error:
-            raise CxrayError(f"{self.uri}: cannot open `{self.scheme}://` ({error})") from None
 
     @property
     def path(self) -> str:
@@ -92,7 +100,7 @@ class Place:
         """(pyarrow file system, path). Pickled, it carries these options and no client."""
         if self.scheme == "file":
             return pyarrow.fs.LocalFileSystem(), self.path
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs)), self.path
+        return pyarrow.fs.PyFileSystem(_Handler(self.fs)), self.path
 
     def exists(self) -> bool:
         with told(self):
@@ -123,11 +131,11 @@ class Place:
             finally:
                 part.unlink(missing_ok=True)
 
-    def files(self, ending: str = "") -> list["Place"]:
-        """All files below this folder whose name ends so, by name; none where the folder is not there."""
+    def files(self, ending: str = "", depth: int | None = None) -> list["Place"]:
+        """All files below this folder whose name ends so, by name; none where the folder is not there. depth: 1 for just its own."""
         with told(self):
             try:
-                found = self.fs.find(self.path)
+                found = self.fs.find(self.path, maxdepth=depth)
             except FileNotFoundError:
                 return []
         prefix = "" if self.scheme == "file" else f"{self.scheme}://"
@@ -141,6 +149,29 @@ class Place:
         """Delete the file, or the folder and all that is in it; nothing happens where there is nothing."""
         with told(self), contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.path, recursive=True)
+
+
+class _Handler(pyarrow.fs.FSSpecHandler):
+    """pyarrow's way into fsspec, mended where a bucket is no disk."""
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        """A bucket has no folders; asked for one, gcsfs would look for the bucket, and make it where it may not look."""
+        if "gs" not in self.fs.protocol:
+            super().create_dir(path, recursive)
+
+    def move(self, src: str, dest: str) -> None:
+        """Google renames in one step; an emulator does not know how, and gcsfs would ask it six times before it copies."""
+        if "gs" in self.fs.protocol and not self.fs.on_google:
+            self.fs.cp_file(src, dest)
+            self.fs.rm_file(src)
+        else:
+            super().move(src, dest)
+
+    def open_input_file(self, path: str) -> pyarrow.PythonFile:
+        """pyarrow asks first whether it is a file, and takes any failure (503, 403) for 'no such file'."""
+        return pyarrow.PythonFile(self.fs.open(path, "rb"), mode="r")
+
+    open_input_stream = open_input_file
 
 
 @contextlib.contextmanager
@@ -158,61 +189,78 @@ def told(place: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_of_row() -> Iterator[None]:
-    """The same for a row's own file: one that is not there is a lasting reject, a store that is busy a passing one."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise RowError("missing_file") from None
-    except IsADirectoryError:
-        raise RowError("not_a_file") from None
-    except Exception as error:
-        if _what_the_store_meant(error) is None:
-            raise
-        status = _status(error)
-        if status in (400, 401, 403):  # of the whole bucket, not of this row: no reject, or all rows would be
-            raise
-        raise RowError(f"store_{status or 'unreachable'}", lasting=False) from None
+def told_of_row(place: Place) -> Iterator[None]:
+    """The same for a row's own file: one that is not there is a lasting reject, a store that is busy or away a passing one.
+
+    A refusal (400, 401, 403) is of the whole bucket and stays an error of the whole job, or every row would be a reject.
+    """
+    with told(place):
+        try:
+            yield
+        except FileNotFoundError:
+            raise RowError("missing_file") from None
+        except IsADirectoryError:
+            raise RowError("not_a_file") from None
+        except Exception as error:
+            status = _status(error)
+            if not _busy(status) and not _silent(error):
+                raise
+            raise RowError(f"store_{status or 'unreachable'}", lasting=False) from None
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status behind an exception of fsspec, gcsfs, aiohttp or requests, where there is one."""
+    """The HTTP status behind what gcsfs, fsspec or aiohttp raise, where there is one."""
     for name in ("code", "status", "status_code"):
         value = getattr(error, name, None)
         if str(value).isdigit():
             return int(str(value))
     text = str(error)
-    if text.startswith("Forbidden:"):
+    if text.startswith("Forbidden:"):  # an OSError of gcsfs
         return 403
-    if "requester pays" in text.lower() or text.startswith("Bad Request:"):
+    if text.startswith(("Bad Request:", "Bucket is requester pays")):  # its ValueErrors
         return 400
-    if isinstance(error, FileNotFoundError):
-        return 404
-    return 502 if type(error).__name__ == "ProxyError" else None
+    return 502 if type(error).__name__ == "ProxyError" else None  # all that gcsfs leaves of a 502
+
+
+def _busy(status: int | None) -> bool:
+    return status in (408, 429) or (status is not None and status >= 500)
+
+
+def _silent(error: BaseException) -> bool:
+    """True where no answer came: refused, reset, timed out, no network."""
+    kind = f"{type(error).__module__}.{type(error).__name__}"
+    network = kind.startswith(("aiohttp.", "requests.")) or kind == "google.auth.exceptions.TransportError"
+    return network or isinstance(error, TimeoutError | ConnectionError)
 
 
 def _what_the_store_meant(error: Exception) -> str | None:
-    kind, text, status = type(error).__module__ + "." + type(error).__name__, str(error), _status(error)
-    if kind.startswith("google.auth"):
-        return "no Google credentials here: run `gcloud auth application-default login`, or set storage.anonymous for a public bucket"
-    if status == 400 and re.search(r"user project|requester pays|UserProject", text, re.I):
+    kind, text, status = f"{type(error).__module__}.{type(error).__name__}", str(error), _status(error)
+    if status == 400 and re.search(r"user project specified|unknown project", text, re.I):
+        return "Google does not know the project that is to pay (400): correct storage.billing_project or CXRAY_BILLING_PROJECT"
+    if status == 400 and re.search(r"user project|requester pays", text, re.I):
         return "the bucket charges its readers (400, no user project): set storage.billing_project or CXRAY_BILLING_PROJECT"
     if status == 400:
         return "the store did not understand the request (400): is the bucket's name right?"
     if status == 401:
-        return "the store does not know these credentials (401): log in again, or unset storage.anonymous"
+        return "the store does not know these credentials (401): run `gcloud auth application-default login`, or unset storage.anonymous"
+    if status == 403 and "serviceusage" in text:
+        return "these credentials may not charge the billing project (403): name another in storage.billing_project, or ask its owner"
     if status == 403:
         return "no access with these credentials (403): PhysioNet grants a bucket to one Google account, once its agreement is signed"
-    if status == 404:
-        return "is not there (404): check the path, and the version that PhysioNet puts into a bucket's name"
-    if status == 429 or (status is not None and status >= 500):
+    if _busy(status):
         return f"the store is busy ({status}): run the same command again"
-    if isinstance(error, PermissionError):
-        return "may not be read or written by this user"
-    if isinstance(error, OSError) and error.errno == 28:
-        return "no space left on the disk"
-    if kind.startswith(("aiohttp.", "requests.")) or isinstance(error, TimeoutError | ConnectionError):
+    if isinstance(error, FileNotFoundError):
+        return "is not there (404): check the path, and the version that PhysioNet puts into a bucket's name"
+    if _silent(error):
         return "the store does not answer: check the network and the address, then run the same command again"
+    if kind.startswith("google.auth."):
+        return "no Google credentials here: run `gcloud auth application-default login`, or set storage.anonymous for a public bucket"
+    if isinstance(error, ImportError) or text.startswith("Protocol not known"):
+        return f"cannot be opened: {text}"
+    if isinstance(error, PermissionError):
+        return "may not be read or written by this user: change its permissions, or name another place"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "no space left on the disk: make room, then run the same command again"
     return None
 
 

@@ -3,6 +3,7 @@
 .venv/bin/cxray cohort configs/demo/cohort.yaml --set root=TREE
 """
 
+import json
 import time
 import uuid
 from dataclasses import dataclass
@@ -14,13 +15,13 @@ import pyarrow.parquet as pq
 from contracts.config import Config
 from contracts.dataset import Dataset, publish, read_manifest
 from contracts.errors import CxrayError
-from contracts.runs import record
+from contracts.runs import finished, read_run, record
 from contracts.schema import COHORT
 from contracts.storage import Place
 from pipelines.cohort.card import describe, draw
 from pipelines.cohort.charts import LABS, build_charts, read_charts
 from pipelines.cohort.reports import read_reports
-from pipelines.cohort.sources import Sources, Tables, find
+from pipelines.cohort.sources import Sources, Tables, find, sizes
 from pipelines.cohort.splits import SplitConfig, assign_splits, write_kept
 from pipelines.cohort.studies import choose_rows, read_images, read_studies
 from pipelines.cohort.targets import read_targets
@@ -76,7 +77,7 @@ class CohortSummary:
 def run(cfg: CohortConfig) -> CohortSummary:
     """Raises CxrayError for a source, table or column that is not there, and for a cohort without rows."""
     started = time.monotonic()
-    out = cfg.at(cfg.into)
+    out = cfg.output()
     found = find(cfg.sources, cfg.root, cfg.storage)
     tables = Tables(cfg.resources.memory, cfg.resources.spill_to)
 
@@ -100,13 +101,24 @@ def run(cfg: CohortConfig) -> CohortSummary:
     if kept is not None:
         write_kept(out, cfg.splits, kept)
     card = describe(tables, found)
-    fingerprint = cfg.fingerprint(COHORT.name, str(COHORT.version), *(f"{n}:{s}" for n, s in sorted(tables.sizes.items())))
+    fingerprint = cfg.fingerprint(COHORT.name, str(COHORT.version), json.dumps(sizes(found), sort_keys=True))
     rows_fingerprint = cfg.splits.fingerprint(cfg.sources.image_format)
     cohort = publish(out, COHORT, fingerprint, files, rows_fingerprint=rows_fingerprint, card=card, **_ids(tables))
     _remove_old(out, before, cohort)
     draw(card, out)
-    record(out, "cohort", cfg, {}, {"rows": cohort.rows, "dropped": card["images"]["dropped"]})
+    record(out, "cohort", cfg, {}, {
+        "rows": cohort.rows, "dropped": card["images"]["dropped"], "sources": found.named(), "sizes": sizes(found),
+    })  # fmt: skip
     return CohortSummary(str(out), card, time.monotonic() - started)
+
+
+def unchanged(verb: str, cfg: CohortConfig) -> bool:
+    """True where the cohort of just these settings stands, and its tables have the sizes they had."""
+    before = read_run(cfg.output())
+    if before is None or not finished(cfg.output(), verb, cfg, {}):
+        return False
+    found = find(cfg.sources, cfg.root, cfg.storage)
+    return before["summary"]["sources"] == found.named() and before["summary"]["sizes"] == sizes(found)
 
 
 def _assemble(tables: Tables) -> None:

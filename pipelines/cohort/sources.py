@@ -97,6 +97,13 @@ def _csv(where: Place, table: str) -> Place | None:
     return next((p for ending in (".csv.gz", ".csv") if (p := where / (table + ending)).exists()), None)
 
 
+def sizes(found: Found) -> dict[str, int]:
+    """Bytes of every table of the sources: tells a changed table from the same one."""
+    folders = {"": found.cxr, "hosp/": found.mimic_iv, "icu/": found.mimic_iv, "ed/": found.mimic_iv_ed}
+    there = [(below, where / below if below else where) for below, where in folders.items() if where]
+    return {below + f.name: f.size() for below, where in there for f in where.files(depth=1) if f.name.endswith((".csv", ".csv.gz"))}
+
+
 class Tables:
     """A DuckDB connection that MIMIC's tables are read into. `read` makes one table, typed and with just the columns asked for."""
 
@@ -107,7 +114,6 @@ class Tables:
             self.con.execute("SET memory_limit = ?", [memory_limit])
         if spill_to:
             self.con.execute("SET temp_directory = ?", [spill_to])
-        self.sizes: dict[str, int] = {}  # bytes of each file read: tells a changed table from the same one
 
     def read(self, into: str, where: Place | None, table: str, columns: dict[str, str], filter: str = "true") -> None:
         """Make the DuckDB table `into` of `table` (a path without .csv or .csv.gz) at `where`.
@@ -122,7 +128,6 @@ class Tables:
         if file.local is None and not self.con.filesystem_is_registered(file.scheme):
             self.con.register_filesystem(file.fs)
         path = str(file.local) if file.local else file.uri
-        self.sizes[table] = file.size()
         csv = f"read_csv({literal(path)}, all_varchar = true, header = true, delim = ',', quote = '\"', escape = '\"')"
         with told(file):
             try:

@@ -68,7 +68,7 @@ def prepare(cfg: ImagesConfig) -> Callable[[pa.Table], pa.Table]:
 def fetch(uri: str, storage: StorageOptions) -> bytes:
     """The bytes of one file. Raises RowError: lasting where it is not there, passing where the store is busy."""
     where = place(uri, storage)
-    with told_of_row():
+    with told_of_row(where):
         return bytes(where.fs.cat_file(where.path))  # pyright: ignore[reportArgumentType]
 
 

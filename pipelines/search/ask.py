@@ -60,9 +60,10 @@ class Index:
         if not (model / "config.json").exists():
             raise CxrayError(f"{where}: no index here; make one with `cxray index`")
         self.about = json.loads((model / "config.json").read())
-        self.rows = pq.read_table(pa.BufferReader((model / "rows.parquet").read()))
-        self.images = self._load(model / "image.faiss")
-        self.reports = self._load(model / "report.faiss") if self.about["text_encoder"] and (model / "report.faiss").exists() else None
+        files = self.about["files"]
+        self.rows = pq.read_table(pa.BufferReader((model / files["rows"]).read()))
+        self.images = self._load(model / files["image"])
+        self.reports = self._load(model / files["report"]) if "report" in files else None
 
     @staticmethod
     def _load(file: Place) -> Any:

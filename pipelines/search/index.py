@@ -2,11 +2,12 @@
 
     .venv/bin/cxray index configs/demo/index.yaml
 
-The output is a run folder: `model/` alone answers (image.faiss, report.faiss, rows.parquet, config.json). New rows are added to an
-index that stands; they do not build it anew, until there are so many that exact search gives way to HNSW.
+The output is a run folder: `model/` alone answers. Its config.json names the files of image vectors, report vectors and rows. New rows
+are added to an index that stands; they do not build it anew, until there are so many that exact search gives way to HNSW.
 """
 
 import json
+import uuid
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -74,24 +75,16 @@ def run(cfg: IndexConfig) -> IndexSummary:
 
     start = before.num_rows if before else 0
     rows, images = _new_rows(cohort, features, known=set(before["row_id"].to_pylist()) if before else set())
-    image_index = _grow(model / "image.faiss", images, np.arange(start, start + len(images)), before is not None, cfg.exact_up_to)
-    kinds, report_index = {"images": _kind(image_index)}, None
+    grown = {"image": _grow(_old(model, "image"), images, np.arange(start, start + len(images)), cfg.exact_up_to)}
     if texts is not None:
         numbers, reports = _report_vectors(rows, texts)
-        if before is not None or len(reports):
-            report_index = _grow(model / "report.faiss", reports, start + numbers, before is not None, cfg.exact_up_to)
-            kinds["reports"] = _kind(report_index)
-
+        grown["report"] = _grow(_old(model, "report"), reports, start + numbers, cfg.exact_up_to)
     every = pa.concat_tables([before, rows]) if before else rows
-    (model / "image.faiss").write(faiss.serialize_index(image_index).tobytes())
-    if report_index is not None:
-        (model / "report.faiss").write(faiss.serialize_index(report_index).tobytes())
-    sink = pa.BufferOutputStream()
-    pq.write_table(every, sink, compression="zstd")
-    (model / "rows.parquet").write(sink.getvalue().to_pybytes())
-    (model / "README.md").write(_model_card(about, every.num_rows, kinds).encode())
-    (model / "config.json").write(json.dumps(about, indent=1).encode())  # last: without it there is no index
-    summary = IndexSummary(str(cfg.output()), every.num_rows, rows.num_rows, kinds, report_index.ntotal if report_index else 0)
+
+    kinds = {name: _kind(index) for name, index in grown.items()}
+    _write(model, about, every, grown, kinds)
+    reports_in = grown["report"].ntotal if "report" in grown else 0
+    summary = IndexSummary(str(cfg.output()), every.num_rows, rows.num_rows, kinds, reports_in)
     record(cfg.output(), "index", cfg, cfg.inputs(), {"rows": summary.rows, "reports": summary.reports, "kinds": kinds})
     return summary
 
@@ -100,9 +93,34 @@ def _before(model: Place, about: dict[str, Any]) -> pa.Table | None:
     """The rows of the index that stands here, if one does."""
     if not (model / "config.json").exists():
         return None
-    if json.loads((model / "config.json").read())["fingerprint"] != about["fingerprint"]:
+    there = json.loads((model / "config.json").read())
+    if there["fingerprint"] != about["fingerprint"]:
         raise CxrayError(f"{model}: holds an index made from other embeddings; name another folder (`into`), or delete this one")
-    return pq.read_table(pa.BufferReader((model / "rows.parquet").read()))
+    return pq.read_table(pa.BufferReader((model / there["files"]["rows"]).read()))
+
+
+def _old(model: Place, name: str) -> Any:
+    """The FAISS index of that name that stands here, or None."""
+    if not (model / "config.json").exists():
+        return None
+    file = json.loads((model / "config.json").read())["files"].get(name)
+    return faiss.deserialize_index(np.frombuffer((model / file).read(), np.uint8)) if file else None
+
+
+def _write(model: Place, about: dict[str, Any], rows: pa.Table, indices: dict[str, Any], kinds: dict[str, str]) -> None:
+    """Each file under a name of its own, and config.json, which names them, last: killed anywhere, the old index stands."""
+    stamp = uuid.uuid4().hex[:12]
+    files = {"rows": f"rows-{stamp}.parquet"} | {name: f"{name}-{stamp}.faiss" for name in indices}
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    (model / files["rows"]).write(sink.getvalue().to_pybytes())
+    for name, index in indices.items():
+        (model / files[name]).write(faiss.serialize_index(index).tobytes())
+    (model / "README.md").write(_model_card(about, rows.num_rows, kinds).encode())
+    (model / "config.json").write(json.dumps(about | {"files": files}, indent=1).encode())
+    for file in (*model.files(".faiss"), *model.files(".parquet")):
+        if file.name not in files.values():
+            file.remove()
 
 
 def _new_rows(cohort: Dataset, features: Dataset, known: set[str]) -> tuple[pa.Table, np.ndarray]:
@@ -135,9 +153,8 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     return np.concatenate([np.empty(0, np.float32), *(c.flatten().to_numpy() for c in column.chunks)]).reshape(-1, width)
 
 
-def _grow(file: Place, vectors: np.ndarray, ids: np.ndarray, stands: bool, exact_up_to: int) -> Any:
-    """The index in `file` with these vectors added, or a new one: exact for few, HNSW for many. Inner product of unit vectors."""
-    old = faiss.deserialize_index(np.frombuffer(file.read(), np.uint8)) if stands and file.exists() else None
+def _grow(old: Any, vectors: np.ndarray, ids: np.ndarray, exact_up_to: int) -> Any:
+    """`old` with these vectors added, or a new index: exact for few, HNSW for many. Inner product of unit vectors."""
     total = len(vectors) + (old.ntotal if old else 0)
     if old is not None and (total <= exact_up_to or _kind(old) == "HNSW"):
         old.add_with_ids(vectors, ids)
