@@ -15,7 +15,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -28,8 +29,8 @@ from contracts.dataset import Dataset, publish, read_manifest
 from contracts.errors import CxrayError, RowError
 from contracts.runs import record
 from contracts.schema import KEYS, REJECTION, Schema
-from contracts.storage import PASSING, Place, StorageOptions, place
-from pipelines.ledger import Lease, Progress, forget_passing_rejects, ids_hash, list_files
+from contracts.storage import PASSING, Place, StorageOptions, meaning, place
+from pipelines.ledger import Lease, Progress, forget_passing_rejects, heal, ids_hash, list_files
 
 KEY_NAMES = [f.name for f in KEYS]
 
@@ -105,7 +106,7 @@ def connect() -> None:
         ray.init(address=address, log_to_driver=False)
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the job says itself how it goes; Ray's own lines are in its log files
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the job says itself how it goes, and what stops it is raised
 
 
 class Job:
@@ -131,6 +132,7 @@ class Job:
             publish(self.out / "_begun", self.schema, self.fingerprint, [])
             connect()
             self._set_context()
+            heal(self.out)
             forget_passing_rejects(self.out)
         except BaseException:
             self._lease.release()
@@ -151,6 +153,10 @@ class Job:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.max_errored_blocks = 0  # errors are rows; anything else stops the job
+        # Its newer reader lists files with a whole CPU, and a resume's filter takes another: at two CPUs an encoder beside them would
+        # wait for ever.
+        context.use_datasource_v2 = False
+        context.raise_original_map_exception = True  # Ray's wrapping loses its cause on the way from the worker
         context.retried_io_errors = sorted({*context.retried_io_errors, *PASSING})
         context.checkpoint_config = CheckpointConfig(
             id_column="row_id", checkpoint_path=path, override_filesystem=fs, delete_checkpoint_on_success=False
@@ -184,7 +190,8 @@ class Job:
         fs, path = (self.out / "data").arrow()
         columns = [f.with_nullable(True) for f in self.schema.columns]
         file_schema = pa.schema([*columns, *REJECTION, pa.field("outcome", pa.string())])
-        with Progress(self.verb, self.out / "_checkpoint", total=len(self._ids), beat=self._lease.renew) as progress:
+        progress = Progress(self.verb, self.out / "_checkpoint", total=len(self._ids), beat=self._lease.renew)
+        with progress, _plainly(self.out):
             rows.write_parquet(
                 path,
                 filesystem=fs,
@@ -205,7 +212,7 @@ class Job:
         if distinct != len(ids) or lost:
             raise CxrayError(
                 f"{self.out}: {lost:,} rows are missing and {len(ids) - distinct:,} stand twice, so the data set is not published; "
-                "part files were changed from outside: delete the folder and run again"
+                "run the same command again, which computes what is not whole"
             )
         done = publish(
             self.out, self.schema, self.fingerprint, done.manifest["files"], rows_in=len(ids), ids_hash=ids_hash(ids),
@@ -224,6 +231,23 @@ class Job:
         summary.notes = notes(done) if notes else []
         record(self.out, self.verb, self.cfg, self.cfg.inputs(), summary.__dict__)
         return summary
+
+
+@contextmanager
+def _plainly(out: Place) -> Iterator[None]:
+    """Say in a line what stopped a worker, where it is the user's to put right; a fault of the program keeps its traceback."""
+    try:
+        yield
+    except Exception as error:
+        # Ray's exception is of the class of its cause too, but what it says is a traceback.
+        cause: BaseException | None = getattr(error, "cause", error)
+        while cause is not None:
+            if isinstance(cause, CxrayError):
+                raise CxrayError(str(cause).partition("\nFailed to ")[0]) from error  # what follows is Ray's, on how to try again
+            if said := meaning(cause):
+                raise CxrayError(f"{out}: {said}") from error
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise
 
 
 def choose(keys: pa.Table, limit: int | None, sample_per_split: int | None) -> pa.Table:

@@ -12,6 +12,8 @@ import os
 import socket
 import threading
 import time
+import uuid
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -19,7 +21,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -34,23 +35,34 @@ class Lease:
 
     def __init__(self, file: Place) -> None:
         self.file = file
-        self.who = {"host": socket.gethostname(), "pid": os.getpid()}
+        self.who = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
 
     def take(self) -> None:
         """Raises CxrayError where somebody else holds it."""
-        holder = self._holder()
-        if holder and not self._gone(holder):
-            raise CxrayError(
-                f"{self.file}: another job (process {holder['pid']} on {holder['host']}) works on this folder; "
-                f"wait for it, or for {LEASE_SECONDS:.0f} s after it died"
-            )
-        self.renew()
+        try:
+            self.file.create(self._text())  # of two that try at once, one makes it
+        except FileExistsError:
+            holder = self._holder()
+            if holder and not self._gone(holder):
+                raise self._taken(holder) from None
+            self.renew()
+            if (holder := self._holder()) and holder["token"] != self.who["token"]:  # somebody else took the dead one's place too
+                raise self._taken(holder) from None
 
     def renew(self) -> None:
-        self.file.write(json.dumps({**self.who, "time": time.time()}).encode())
+        self.file.write(self._text())
 
     def release(self) -> None:
         self.file.remove()
+
+    def _text(self) -> bytes:
+        return json.dumps({**self.who, "time": time.time()}).encode()
+
+    def _taken(self, holder: dict[str, Any]) -> CxrayError:
+        return CxrayError(
+            f"{self.file}: another job (process {holder['pid']} on {holder['host']}) works on this folder; "
+            f"wait for it, or for {LEASE_SECONDS:.0f} s after it died"
+        )
 
     def _holder(self) -> dict[str, Any] | None:
         try:
@@ -121,17 +133,54 @@ class Progress:
 
 
 def list_files(data: Place) -> list[dict[str, Any]]:
-    """All Parquet files below a job's data folder: path below it, outcome, rows, bytes."""
-    found = data.files(".parquet")
+    """All Parquet files below a job's data folder: path below it, outcome, rows (None where it cannot be read), bytes."""
     fs, _ = data.arrow()
 
     def one(file: Place) -> dict[str, Any]:
         path = file.relative(data)
-        rows = pq.read_metadata(file.path, filesystem=fs).num_rows
-        return {"path": path, "outcome": path.partition("/")[0].removeprefix("outcome="), "rows": rows, "bytes": file.size()}
+        return {"path": path, "outcome": path.partition("/")[0].removeprefix("outcome="), "rows": _rows(file, fs), "bytes": file.size()}
 
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(one, found))
+        return list(pool.map(one, data.files(".parquet")))
+
+
+def _rows(file: Place, fs: Any) -> int | None:
+    try:
+        return pq.read_metadata(file.path, filesystem=fs).num_rows
+    except (pa.ArrowInvalid, FileNotFoundError):  # cut short, or gone
+        return None
+
+
+def _stem(path: str) -> str:
+    """The checkpoint's name that a file of rows belongs to: Ray puts a number behind it."""
+    return path.rpartition("/")[2].removesuffix(".parquet").rpartition("-")[0]
+
+
+def heal(out: Place) -> int:
+    """Make the checkpoint and the files of rows say the same; returns how many of Ray's writes are to be done again.
+
+    A write counts where its checkpoint is committed and its files hold just the rows that it names. Of any other (files deleted,
+    cut short, left by a killed task, or a checkpoint that is gone) the checkpoint goes first and the files second, so that its rows are
+    computed again; killed between the two, the next run does the same.
+    """
+    fs, _ = out.arrow()
+    ledgers = {f.name.removesuffix(".parquet"): f for f in (out / "_checkpoint").files(".parquet")}
+    with ThreadPoolExecutor(16) as pool:
+        promised = dict(zip(ledgers, pool.map(lambda f: _rows(f, fs), ledgers.values()), strict=True))
+    files: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for file in list_files(out / "data"):
+        files[_stem(file["path"])].append(file)
+    again = 0
+    for stem in promised.keys() | files.keys():
+        rows = [f["rows"] for f in files[stem]]
+        if stem in promised and None not in rows and sum(rows) == promised[stem]:
+            continue
+        again += 1
+        if stem in ledgers:
+            ledgers[stem].remove()
+        for file in files[stem]:
+            (out / "data" / file["path"]).remove()
+    return again
 
 
 def ids_hash(ids: pa.ChunkedArray) -> str:
@@ -145,7 +194,6 @@ def forget_passing_rejects(out: Place) -> None:
 
     Their ids leave the checkpoint first and the reject files second: killed between the two, the next run does both again.
     """
-    fs, _ = out.arrow()
     rejects = [f for f in (out / "data").files(".parquet") if "/outcome=reject/" in f.uri]
     for file in rejects:
         table = pq.ParquetFile(io.BytesIO(file.read())).read()
@@ -153,14 +201,11 @@ def forget_passing_rejects(out: Place) -> None:
         if not pc.any(passing).as_py():
             continue
         ids = table.filter(passing)["row_id"]
-        # A file of rows is named after the checkpoint it belongs to, with a number behind.
-        stem = file.name.removesuffix(".parquet").rpartition("-")[0]
-        ledger = out / "_checkpoint" / f"{stem}.parquet"
-        _rewrite_without(ledger, ids, fs)
-        _rewrite_without(file, ids, fs)
+        _rewrite_without(out / "_checkpoint" / f"{_stem(file.path)}.parquet", ids)
+        _rewrite_without(file, ids)
 
 
-def _rewrite_without(file: Place, ids: pa.ChunkedArray, fs: Any) -> None:
+def _rewrite_without(file: Place, ids: pa.ChunkedArray) -> None:
     table = pq.ParquetFile(io.BytesIO(file.read())).read()
     rest = table.filter(pc.invert(pc.is_in(table["row_id"], value_set=ids)))
     if not rest.num_rows:

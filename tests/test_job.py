@@ -153,14 +153,45 @@ def test_a_second_job_on_the_same_folder_is_refused(local_ray, tmp_path):
     assert square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks").rows == 19
 
 
-def test_a_lost_part_file_is_noticed(local_ray, tmp_path):
-    source = numbers(tmp_path / "in", 40)
+def lose(file: Path) -> None:
+    file.unlink()
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def copy(file: Path) -> None:
+    file.with_name("left-by-nobody-0.parquet").write_bytes(file.read_bytes())
+
+
+@pytest.mark.parametrize("harm", [lose, cut, copy])
+@pytest.mark.parametrize("where", ["data/outcome=row", "data/outcome=reject", "_checkpoint"])
+def test_files_that_were_harmed_are_noticed_and_made_again(local_ray, tmp_path, harm, where):
+    source, out = numbers(tmp_path / "in", 40), tmp_path / "squares"
     square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
-    next((tmp_path / "squares" / "data" / "outcome=row").glob("*.parquet")).unlink()
-    verdict = verify(place(tmp_path / "squares"))
-    assert not verdict.clean and "missing or not readable" in str(verdict)
-    with pytest.raises(CxrayError, match="rows are missing"):
-        square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
+    harm(sorted((out / where).glob("*.parquet"))[0])
+    if where != "_checkpoint" and harm is not copy:  # the ledger is no part of the data set, nor is a file that it does not list
+        assert "missing or not readable" in str(verify(place(out)))
+    square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
+    assert verify(place(out)).clean and content(tmp_path) == {f"id{i:04d}": i * i for i in range(40) if i != 5}
+
+
+def test_a_full_disk_is_one_sentence_and_room_mends_it(local_ray, tmp_path):
+    import subprocess
+
+    source, disk = numbers(tmp_path / "in", 640), tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can be mounted by root alone")
+    try:
+        with pytest.raises(CxrayError, match="no space left"):
+            square(SquareConfig(out=str(disk)), source, tmp_path / "marks")
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        square(SquareConfig(out=str(disk)), source, tmp_path / "marks")
+        assert verify(place(disk / "squares")).clean
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_verify_sees_a_row_written_twice_and_a_vector_that_is_no_number(tmp_path):

@@ -1,0 +1,110 @@
+"""Run a verb in a process of its own and kill something of it in the middle."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("worker", "actor", "driver", "node")
+LONGEST = 240  # seconds a verb may take here before it counts as hanging
+
+
+def start(verb: str, config: dict, folder: Path, nodes: bool = False) -> subprocess.Popen:
+    """`cxray VERB` as a process; with `nodes` on a cluster of two nodes that it starts itself."""
+    file = folder / f"{verb}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    front = [str(Path(__file__)), verb, str(file)] if nodes else ["-m", "cxray", verb, str(file)]
+    log = (folder / f"{verb}.log").open("ab")
+    return subprocess.Popen([sys.executable, *front], cwd=ROOT, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(verb: str, config: dict, folder: Path) -> None:
+    """Run the verb to its end."""
+    process = start(verb, config, folder)
+    assert process.wait(LONGEST) == 0, (folder / f"{verb}.log").read_text()[-2000:]
+
+
+def committed(out: Path) -> int:
+    """Rows that are safely written."""
+    files = [f for f in (out / "_checkpoint").glob("*.parquet") if not f.name.endswith(".pending.parquet")]
+    return sum(pq.read_metadata(f).num_rows for f in files)
+
+
+def kill(kind: str, process: subprocess.Popen) -> bool:
+    """Kill one of that kind that is at work; False where there is none."""
+    if kind == "driver":
+        process.kill()
+        return True
+    if kind == "node":
+        assert process.stdin is not None
+        process.stdin.write(b"kill\n")
+        process.stdin.flush()
+        return True
+    busy = [(pid, name) for pid, name in descendants(process.pid) if name.startswith("ray::") and "IDLE" not in name]
+    found = [pid for pid, name in busy if name.startswith("ray::MapWorker") == (kind == "actor")]
+    for pid in random.sample(found, min(1, len(found))):
+        os.kill(pid, signal.SIGKILL)
+    return bool(found)
+
+
+def descendants(root: int) -> list[tuple[int, str]]:
+    """(process id, command line) of all that `root` started, and what those started."""
+    parent, name = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                name[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    below, seen = [root], []
+    while below:
+        pid = below.pop()
+        children = [child for child, p in parent.items() if p == pid]
+        seen += [(child, name[child]) for child in children]
+        below += children
+    return seen
+
+
+def strike(verb: str, config: dict, folder: Path, out: Path, kind: str, when: Callable[[], bool]) -> tuple[bool, bool]:
+    """Start the verb, kill one `kind` as soon as `when()`, let it end: (something was killed before, it ended well all the same)."""
+    process = start(verb, config, folder, nodes=kind == "node")
+    deadline, hit = time.monotonic() + LONGEST, False
+    while process.poll() is None and not hit:
+        assert time.monotonic() < deadline, f"{verb} hangs: {(folder / f'{verb}.log').read_text()[-2000:]}"
+        hit = when() and kill(kind, process)
+        time.sleep(0.02)  # between looks at the process table; what is waited for is `when`
+    return hit, process.wait(LONGEST) == 0
+
+
+def on_two_nodes(verb: str, file: str) -> None:
+    """The verb on a cluster of two nodes, of which one is killed when a line comes in on standard input."""
+    from ray.cluster_utils import Cluster
+
+    import cxray
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=2)
+    os.environ["RAY_ADDRESS"] = cluster.address
+
+    def wait() -> None:
+        if sys.stdin.readline():
+            cluster.remove_node(node, allow_graceful=False)
+
+    threading.Thread(target=wait, daemon=True).start()
+    sys.argv = ["cxray", verb, file]
+    cxray.main()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    on_two_nodes(*sys.argv[1:])

@@ -1,0 +1,114 @@
+"""Kill a worker, an actor, the driver or a node in the middle: the same command again ends with each id once, and equal content."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import chaos
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+from trees import cohort, write_tree
+
+from contracts.dataset import open_dataset
+from contracts.storage import place
+from pipelines.verify import verify
+
+IMAGES = 240
+VERBS = {
+    "images": {"resources": {"batch": 4}},
+    "features": {"encoder": "hog:", "resources": {"batch": 8}},
+    "texts": {"encoder": "st:all-MiniLM-L6-v2", "resources": {"batch": 8}},
+}
+CASES = [
+    ("images", "worker"), ("images", "driver"), ("images", "node"),
+    ("features", "worker"), ("features", "actor"), ("features", "driver"), ("features", "node"),
+    ("texts", "actor"), ("texts", "driver"), ("texts", "node"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A cohort with images and reports, and the outputs of each verb, undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    rows = [{"dicom_id": f"d{i:04d}", "subject_id": 10000000 + i // 2, "study_id": 50000000 + i} for i in range(IMAGES)]
+    reports = {50000000 + i: f"FINDINGS: Opacity number {i} in the right lower lobe, unchanged." for i in range(IMAGES)}
+    tree = write_tree(folder / "tree", metadata=rows, reports=reports)
+    rng = np.random.default_rng(0)
+    for number, row in enumerate(cohort(tree, folder)[0]):
+        path = Path(row["image_uri"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = cv2.GaussianBlur(rng.integers(0, 255, (1400, 1200), np.uint8), (0, 0), 3)
+        if number % 50 != 49:  # every fiftieth is not there
+            cv2.imwrite(str(path), noise)
+    for verb, settings in VERBS.items():
+        chaos.finish(verb, {"out": str(folder), **settings}, folder)
+    return folder
+
+
+def same_inputs(whole: Path, folder: Path, verb: str) -> dict:
+    """A config of the verb that reads the undisturbed inputs and writes into `folder`."""
+    reads = {"images": "cohort", "features": "images", "texts": "cohort"}[verb]
+    return {"out": str(folder), reads: str(whole / reads), **VERBS[verb]}
+
+
+def table(folder: Path) -> pa.Table:
+    return open_dataset(place(folder)).table().sort_by("row_id")
+
+
+def assert_equal(whole: Path, folder: Path, verb: str) -> None:
+    verdict = verify(place(folder / verb))
+    assert verdict.clean, str(verdict)
+    got, wanted = table(folder / verb), table(whole / verb)
+    assert got["row_id"].equals(wanted["row_id"])
+    for name in wanted.column_names:
+        if pa.types.is_fixed_size_list(wanted[name].type):
+            a, b = (np.stack([v for v in t[name].to_pylist() if v is not None]) for t in (got, wanted))
+            np.testing.assert_allclose(a, b, atol=1e-3)  # a batch's other rows change the last bits of bf16 sums
+        else:
+            assert got[name].equals(wanted[name]), name
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("verb", "kind"), CASES)
+def test_a_kill_loses_nothing(whole, tmp_path, verb, kind):
+    config, out = same_inputs(whole, tmp_path, verb), tmp_path / verb
+    hit, ended_well = chaos.strike(verb, config, tmp_path, out, kind, when=lambda: chaos.committed(out) > 0)
+    assert hit, f"no {kind} was there to kill"
+    if not ended_well:  # Ray makes good what a worker, an actor or a node was doing; a driver has to be called again
+        chaos.finish(verb, config, tmp_path)
+    assert_equal(whole, tmp_path, verb)
+
+
+@pytest.mark.fault
+def test_ctrl_c_twice_ends_quickly_and_loses_nothing(whole, tmp_path):
+    config, out = same_inputs(whole, tmp_path, "images"), tmp_path / "images"
+    process = chaos.start("images", config, tmp_path)
+    deadline = time.monotonic() + chaos.LONGEST
+    while not chaos.committed(out):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    assert not (out / "dataset.json").exists()
+    assert "Traceback" not in (tmp_path / "images.log").read_text()
+    chaos.finish("images", config, tmp_path)
+    assert_equal(whole, tmp_path, "images")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(50))
+def test_random_kills_at_random_moments(whole, tmp_path, seed):
+    """One to three kills, each of anything at any moment; then the command once more."""
+    rng = random.Random(seed)
+    verb = rng.choice(list(VERBS))
+    config, out = same_inputs(whole, tmp_path, verb), tmp_path / verb
+    for _ in range(rng.randint(1, 3)):
+        moment = time.monotonic() + rng.uniform(0, 25)
+        kind = rng.choice([k for k in chaos.KINDS if (verb, k) in CASES])
+        chaos.strike(verb, config, tmp_path, out, kind, when=lambda moment=moment: time.monotonic() > moment)
+    chaos.finish(verb, config, tmp_path)
+    assert_equal(whole, tmp_path, verb)
