@@ -32,6 +32,7 @@ VERBS = {
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting; the value is YAML.")]
+Profile = Annotated[bool, typer.Option("--profile", help="Write a timeline and a picture of the time by stage (verbs that make rows).")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to do, on what.")]
 
 
@@ -42,9 +43,9 @@ def _verb(name: str) -> tuple[Any, type[Config]]:
 
 def _add(name: str) -> None:
     @app.command(name, help=VERBS[name][2])
-    def _(config: ConfigFile, set: Sets = None) -> None:
+    def _(config: ConfigFile, set: Sets = None, profile: Profile = False) -> None:
         module, kind = _verb(name)
-        typer.echo(module.run(load(kind, config, set or [])))
+        typer.echo(module.run(load(kind, config, [*(set or []), *(["profile=true"] if profile else [])])))
 
 
 for _name in VERBS.keys() - {"synth"}:

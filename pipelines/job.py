@@ -30,6 +30,7 @@ from contracts.errors import CxrayError, RowError
 from contracts.runs import record
 from contracts.schema import KEYS, REJECTION, Schema
 from contracts.storage import PASSING, Place, StorageOptions, meaning, place
+from pipelines import speed
 from pipelines.ledger import Lease, Progress, forget_passing_rejects, heal, ids_hash, list_files
 
 KEY_NAMES = [f.name for f in KEYS]
@@ -41,7 +42,9 @@ class VerbConfig(Config):
     out: str = "runs"  # the folder or URI below which outputs lie; names of data sets are relative to it
     storage: StorageOptions = StorageOptions()
 
-    outside_fingerprint: ClassVar[frozenset[str]] = frozenset({"out", "storage", "into", "resources", "limit", "sample_per_split"})
+    outside_fingerprint: ClassVar[frozenset[str]] = frozenset(
+        {"out", "storage", "into", "resources", "limit", "sample_per_split", "profile"}
+    )
 
     def output(self) -> Place:
         """Where this verb writes."""
@@ -63,6 +66,7 @@ class RowsConfig(VerbConfig):
 
     limit: int | None = None  # at most so many rows
     sample_per_split: int | None = None  # at most so many rows of each split
+    profile: bool = False  # write Ray's timeline, and a picture of the time by stage
 
 
 @dataclass
@@ -92,8 +96,10 @@ class Summary:
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
 
-def connect() -> None:
+def connect(profile: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine. Never somebody else's by accident."""
+    if profile:
+        os.environ["RAY_PROFILING"] = "1"  # has to be said before Ray starts
     import ray
 
     if ray.is_initialized():
@@ -130,7 +136,7 @@ class Job:
         try:
             # Known from the first row on, so that a changed setting cannot mix into a job that was cut short.
             publish(self.out / "_begun", self.schema, self.fingerprint, [])
-            connect()
+            connect(self.cfg.profile)
             self._set_context()
             heal(self.out)
             forget_passing_rejects(self.out)
@@ -200,9 +206,14 @@ class Job:
                 ray_remote_args={"num_cpus": cpus},
             )
             new = progress.new()
-        return self._finish(new, notes, about)
+        done, summary = self._finish(new, about)
+        summary.notes = [*(notes(done) if notes else []), *speed.lines(rows.get_stats_summary(), progress.peak_bytes)]
+        if self.cfg.profile:
+            speed.draw(rows.get_stats_summary(), self.out)
+        record(self.out, self.verb, self.cfg, self.cfg.inputs(), summary.__dict__)
+        return summary
 
-    def _finish(self, new: int, notes: Callable[[Dataset], list[str]] | None, about: dict[str, Any]) -> Summary:
+    def _finish(self, new: int, about: dict[str, Any]) -> tuple[Dataset, Summary]:
         files = list_files(self.out / "data")
         done = Dataset(self.out, {"files": [{**f, "path": f"data/{f['path']}"} for f in files]})
         reasons = done.table(["row_id", "reason"], outcome="reject")
@@ -218,7 +229,7 @@ class Job:
             self.out, self.schema, self.fingerprint, done.manifest["files"], rows_in=len(ids), ids_hash=ids_hash(ids),
             columns=[f"{f.name}: {f.type}" for f in self.schema.columns], **about,
         )  # fmt: skip
-        summary = Summary(
+        return done, Summary(
             verb=self.verb,
             where=str(self.out),
             rows_in=len(ids),
@@ -228,9 +239,6 @@ class Job:
             seconds=time.monotonic() - self._started,
             bytes_on_disk=sum(f["bytes"] for f in files if f["outcome"] == "row"),
         )
-        summary.notes = notes(done) if notes else []
-        record(self.out, self.verb, self.cfg, self.cfg.inputs(), summary.__dict__)
-        return summary
 
 
 @contextmanager

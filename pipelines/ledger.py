@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from contracts.errors import CxrayError
 from contracts.storage import Place
+from pipelines.speed import memory
 
 LEASE_SECONDS = 60.0  # a lease that has not been renewed for so long is nobody's
 
@@ -94,6 +95,7 @@ class Progress:
     def __init__(self, verb: str, checkpoint: Place, total: int, beat: Callable[[], None]) -> None:
         self._checkpoint, self._beat, self._stop = checkpoint, beat, threading.Event()
         self._counted: dict[str, int] = {}
+        self.peak_bytes = memory()
         self._before = self._count()
         quiet = 0.5 if os.isatty(2) else 15.0  # a log file wants a line now and then, a terminal a moving one
         self._bar = tqdm(total=total, initial=min(self._before, total), desc=verb, unit=" rows", mininterval=quiet, maxinterval=quiet)
@@ -124,6 +126,8 @@ class Progress:
         ticks = 0
         while not self._stop.wait(1.0):
             ticks += 1
+            if ticks % 3 == 0:
+                self.peak_bytes = max(self.peak_bytes, memory())
             if ticks % 10 == 0:
                 self._beat()
             if self._checkpoint.local is not None or ticks % 10 == 0:  # listing a bucket costs money
