@@ -17,7 +17,7 @@ TRIAGE = ("temperature", "heartrate", "resprate", "o2sat", "sbp", "dbp", "pain")
 
 
 def describe(tables: Tables, found: Found) -> dict[str, Any]:
-    """All numbers of the card, from the finished cohort and the ledger of what was dropped."""
+    """All numbers of the card, from `cohort` (where the lists of a chart are their lengths) and the ledger of what was dropped."""
 
     def rows(sql: str) -> list[tuple]:
         return tables.con.execute(sql).fetchall()
@@ -39,8 +39,8 @@ def describe(tables: Tables, found: Found) -> dict[str, Any]:
     offsets = one(f"SELECT quantile_cont(stay_offset_hours, {list(quantiles)}) FROM cohort")[0]
     missing = {name: f"chart_{name} IS NULL" for name in CHART}
     missing |= {f"triage.{name}": f"chart_triage.{name} IS NULL" for name in TRIAGE}
-    sizes = {name: f"coalesce(sum(len(chart_{name})), 0)::BIGINT" for name in ("vitals", "medicines", "labs", "history")}
-    dispensed = "coalesce(sum(len(list_filter(chart_medicines, lambda m: m.kind = 'dispensed'))), 0)::BIGINT"
+    sizes = {name: f"coalesce(sum(chart_{name}), 0)::BIGINT" for name in ("vitals", "medicines", "labs", "history")}
+    dispensed = "(SELECT count(*) FROM medicines_known WHERE kind = 'dispensed')"
     targets = ("icu", "death", "hospitalised")
     return {
         "sources": found.named(),

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from contracts.chart import MISSING, PLAUSIBLE, STATES, VITALS, repair
-from pipelines.cohort.sources import Found, Tables, literal
+from pipelines.cohort.sources import Found, Table, Tables, literal
 
 TIME = "TIMESTAMP"
 
@@ -20,53 +20,38 @@ LABS = (
     50963, 51003, 51196, 50889, 51237, 50862, 50885,  # NT-proBNP, troponin T, D-dimer, CRP, INR, albumin, total bilirubin
 )  # fmt: skip
 
+# Body measures: their name in hosp/omr, and what makes kilograms and centimetres of them.
+MEASURES = {"bmi": ("BMI (kg/m2)", 1.0), "height_cm": ("Height (Inches)", 2.54), "weight_kg": ("Weight (Lbs)", 0.45359237)}
+
 
 def read_charts(tables: Tables, found: Found, lab_items: tuple[int, ...]) -> None:
     """MIMIC-IV-ED's and MIMIC-IV's tables, of the patients and visits in `visits` alone."""
     stays = "stay_id IN (SELECT stay_id FROM visits)"
     ours = "subject_id IN (SELECT subject_id FROM rows)"
-    numbers = dict.fromkeys((q for q in VITALS if q != "pain"), "VARCHAR")
     ed, iv = found.mimic_iv_ed, found.mimic_iv
+    number, text = "BIGINT", "VARCHAR"
+    whose, code, signs = {"subject_id": number}, {"icd_code": text, "icd_version": "TINYINT"}, dict.fromkeys(VITALS, text)
+    given = {"stay_id": number, "charttime": TIME, "name": text}
+    lab = {**whose, "itemid": number, "storetime": TIME, "valuenum": "DOUBLE", "valueuom": text, "flag": text}
+    measure = {**whose, "chartdate": "DATE", "seq_num": number, "result_name": text, "result_value": text}
+    measures = ", ".join(literal(name) for name, _ in MEASURES.values())
     tables.read(
-        "triage",
-        ed,
-        "ed/triage",
-        {"stay_id": "BIGINT", **numbers, "pain": "VARCHAR", "acuity": "VARCHAR", "chiefcomplaint": "VARCHAR"},
-        stays,
-    )
-    tables.read("vitalsign", ed, "ed/vitalsign", {"stay_id": "BIGINT", "charttime": TIME, **numbers, "pain": "VARCHAR"}, stays)
-    tables.read("medrecon", ed, "ed/medrecon", {"stay_id": "BIGINT", "charttime": TIME, "name": "VARCHAR"}, stays)
-    tables.read("pyxis", ed, "ed/pyxis", {"stay_id": "BIGINT", "charttime": TIME, "name": "VARCHAR"}, stays)
-    code = {"icd_code": "VARCHAR", "icd_version": "TINYINT"}
-    tables.read("ed_diagnoses", ed, "ed/diagnosis", {"subject_id": "BIGINT", "stay_id": "BIGINT", **code, "icd_title": "VARCHAR"}, ours)
-    tables.read("hosp_diagnoses", iv, "hosp/diagnoses_icd", {"subject_id": "BIGINT", "hadm_id": "BIGINT", **code}, ours)
-    tables.read("icd_titles", iv, "hosp/d_icd_diagnoses", {**code, "long_title": "VARCHAR"})
-    tables.read(
-        "patients",
-        iv,
-        "hosp/patients",
-        {"subject_id": "BIGINT", "gender": "VARCHAR", "anchor_age": "DOUBLE", "anchor_year": "BIGINT"},
-        ours,
-    )
-    tables.read(
-        "omr",
-        iv,
-        "hosp/omr",
-        {"subject_id": "BIGINT", "chartdate": "DATE", "seq_num": "BIGINT", "result_name": "VARCHAR", "result_value": "VARCHAR"},
-        f"{ours} AND result_name IN ('BMI (kg/m2)', 'Height (Inches)', 'Weight (Lbs)')",
-    )
-    tables.read("lab_items", iv, "hosp/d_labitems", {"itemid": "BIGINT", "label": "VARCHAR"})
-    tables.read(
-        "labevents",
-        iv,
-        "hosp/labevents",
-        {"subject_id": "BIGINT", "itemid": "BIGINT", "storetime": TIME, "valuenum": "DOUBLE", "valueuom": "VARCHAR", "flag": "VARCHAR"},
-        f"itemid IN ({', '.join(map(str, lab_items))}) AND {ours}",
+        Table("labevents", iv, "hosp/labevents", lab, f"itemid IN ({', '.join(map(str, lab_items))}) AND {ours}"),
+        Table("omr", iv, "hosp/omr", measure, f"result_name IN ({measures}) AND {ours}"),
+        Table("medrecon", ed, "ed/medrecon", given, stays),
+        Table("hosp_diagnoses", iv, "hosp/diagnoses_icd", {**whose, "hadm_id": number, **code}, ours),
+        Table("vitalsign", ed, "ed/vitalsign", {"stay_id": number, "charttime": TIME, **signs}, stays),
+        Table("pyxis", ed, "ed/pyxis", given, stays),
+        Table("ed_diagnoses", ed, "ed/diagnosis", {**whose, "stay_id": number, **code, "icd_title": text}, ours),
+        Table("triage", ed, "ed/triage", {"stay_id": number, **signs, "acuity": text, "chiefcomplaint": text}, stays),
+        Table("patients", iv, "hosp/patients", {**whose, "gender": text, "anchor_age": "DOUBLE", "anchor_year": number}, ours),
+        Table("icd_titles", iv, "hosp/d_icd_diagnoses", {**code, "long_title": text}),
+        Table("lab_items", iv, "hosp/d_labitems", {"itemid": number, "label": text}),
     )
 
 
 def build_charts(tables: Tables, lab_hours: float) -> None:
-    """-> `charts`: by row the `chart_*` columns."""
+    """-> `charts`, by row the `chart_*` columns that are no lists of entries, and of those that are their entries, `*_known`."""
     _vitals(tables)
     _triage(tables)
     _medicines(tables)
@@ -75,20 +60,15 @@ def build_charts(tables: Tables, lab_hours: float) -> None:
     _body(tables)
     tables.con.execute("""
         CREATE TABLE charts AS
-        SELECT v.row_id,
-               b.age AS chart_age, coalesce(b.sex, v.gender) AS chart_sex,
-               CASE WHEN t.row_id IS NOT NULL THEN v.race END AS chart_race,
-               CASE WHEN t.row_id IS NOT NULL THEN v.arrival_transport END AS chart_transport,
+        SELECT v.n, b.age AS chart_age, coalesce(b.sex, v.gender) AS chart_sex,
+               CASE WHEN t.n IS NOT NULL THEN v.race END AS chart_race,
+               CASE WHEN t.n IS NOT NULL THEN v.arrival_transport END AS chart_transport,
                t.chiefcomplaint AS chart_chief_complaint, t.acuity AS chart_acuity,
-               b.bmi AS chart_bmi, b.height_cm AS chart_height_cm, b.weight_kg AS chart_weight_kg,
-               t.vitals AS chart_triage, s.vitals AS chart_vitals, m.medicines AS chart_medicines, l.labs AS chart_labs,
-               h.history AS chart_history,
+               b.bmi AS chart_bmi, b.height_cm AS chart_height_cm, b.weight_kg AS chart_weight_kg, t.vitals AS chart_triage,
                list_concat(b.repaired, t.repaired, s.repaired) AS chart_repaired,
                list_concat(b.implausible, t.implausible, s.implausible) AS chart_implausible,
                list_concat(b.unreadable, t.unreadable, s.unreadable) AS chart_unreadable
-        FROM visits v
-        LEFT JOIN body b USING (row_id) LEFT JOIN triage_known t USING (row_id) LEFT JOIN vitals_known s USING (row_id)
-        LEFT JOIN medicines_known m USING (row_id) LEFT JOIN labs_known l USING (row_id) LEFT JOIN history_known h USING (row_id)""")
+        FROM visits v LEFT JOIN body b USING (n) LEFT JOIN triage_known t USING (n) LEFT JOIN vitals_mended s USING (n)""")
 
 
 def _mended(tables: Tables, table: str, quantities: tuple[str, ...], prefix: str) -> str:
@@ -111,100 +91,104 @@ def _mended(tables: Tables, table: str, quantities: tuple[str, ...], prefix: str
     return f"(SELECT x.* EXCLUDE ({', '.join(quantities)}), {', '.join(columns)} FROM {table} x{joins})"
 
 
-_STRUCT = "{'hours': %s, " + ", ".join(f"'{q}': {q}" for q in VITALS) + "}"
-
-
 def _vitals(tables: Tables) -> None:
-    hours = "(epoch(s.charttime) - epoch(v.study_time)) / 3600"
-    order = ", ".join(("charttime", *VITALS))
     tables.con.execute(f"""
-        CREATE TABLE vitals_known AS
-        SELECT v.row_id, list({_STRUCT % hours} ORDER BY {order}) AS vitals,
-               flatten(list(repaired ORDER BY {order})) AS repaired, flatten(list(implausible ORDER BY {order})) AS implausible,
+        CREATE TABLE vitals_charted AS
+        SELECT v.n, (epoch(s.charttime) - epoch(v.study_time)) / 3600 AS hours, {", ".join(VITALS)}
+        FROM visits v JOIN vitalsign s USING (stay_id) WHERE s.charttime <= v.study_time""")
+    tables.con.execute(f"CREATE TABLE vitals_known AS SELECT * FROM {_mended(tables, 'vitals_charted', VITALS, 'vitals.')}")
+    order = ", ".join(("hours", *VITALS))
+    tables.con.execute(f"""
+        CREATE TABLE vitals_mended AS
+        SELECT n, flatten(list(repaired ORDER BY {order})) AS repaired, flatten(list(implausible ORDER BY {order})) AS implausible,
                flatten(list(unreadable ORDER BY {order})) AS unreadable
-        FROM visits v JOIN {_mended(tables, "vitalsign", VITALS, "vitals.")} s USING (stay_id)
-        WHERE s.charttime <= v.study_time GROUP BY v.row_id""")
+        FROM vitals_known WHERE len(repaired) + len(implausible) + len(unreadable) > 0 GROUP BY n""")
 
 
 def _triage(tables: Tables) -> None:
-    hours = "(epoch(v.intime) - epoch(v.study_time)) / 3600"
     tables.con.execute(f"""
         CREATE TABLE triage_known AS
-        SELECT v.row_id, {_STRUCT % hours} AS vitals, acuity, chiefcomplaint, repaired, implausible, unreadable
+        SELECT v.n, {{'hours': (epoch(v.intime) - epoch(v.study_time)) / 3600, {", ".join(f"'{q}': {q}" for q in VITALS)}}} AS vitals,
+               acuity, chiefcomplaint, repaired, implausible, unreadable
         FROM visits v JOIN {_mended(tables, "triage", (*VITALS, "acuity"), "triage.")} t USING (stay_id)
         WHERE v.intime <= v.study_time
-        QUALIFY row_number() OVER (PARTITION BY v.row_id ORDER BY chiefcomplaint) = 1""")
+        QUALIFY row_number() OVER (PARTITION BY v.n ORDER BY chiefcomplaint) = 1""")
 
 
 def _medicines(tables: Tables) -> None:
     # Both tables repeat a medicine once for each class it belongs to.
     tables.con.execute("""
         CREATE TABLE medicines_known AS
-        SELECT row_id, list({'name': name, 'kind': kind, 'hours': hours} ORDER BY hours, kind, name) AS medicines
-        FROM (
-            SELECT DISTINCT v.row_id, m.name, m.kind, (epoch(m.charttime) - epoch(v.study_time)) / 3600 AS hours
-            FROM visits v JOIN (
-                SELECT *, 'reconciled' AS kind FROM medrecon UNION ALL SELECT *, 'dispensed' AS kind FROM pyxis
-            ) m USING (stay_id)
-            WHERE m.charttime <= v.study_time AND m.name IS NOT NULL
-        ) GROUP BY row_id""")
+        SELECT DISTINCT v.n, m.name, m.kind, (epoch(m.charttime) - epoch(v.study_time)) / 3600 AS hours
+        FROM visits v JOIN (
+            SELECT *, 'reconciled' AS kind FROM medrecon UNION ALL SELECT *, 'dispensed' AS kind FROM pyxis
+        ) m USING (stay_id)
+        WHERE m.charttime <= v.study_time AND m.name IS NOT NULL""")
 
 
 def _labs(tables: Tables, lab_hours: float) -> None:
     tables.con.execute(
         """
         CREATE TABLE labs_known AS
-        SELECT v.row_id, list({
-            'name': coalesce(i.label, l.itemid::VARCHAR), 'value': l.valuenum, 'unit': l.valueuom, 'abnormal': l.flag = 'abnormal',
-            'hours': (epoch(l.storetime) - epoch(v.study_time)) / 3600
-        } ORDER BY l.storetime, l.itemid, l.valuenum) AS labs
+        SELECT v.n, l.itemid, coalesce(i.label, l.itemid::VARCHAR) AS name, l.valuenum AS value, l.valueuom AS unit,
+               l.flag = 'abnormal' AS abnormal, (epoch(l.storetime) - epoch(v.study_time)) / 3600 AS hours
         FROM visits v JOIN labevents l USING (subject_id) LEFT JOIN lab_items i USING (itemid)
-        WHERE l.storetime <= v.study_time AND l.storetime > v.study_time - to_seconds($seconds)
-        GROUP BY v.row_id""",
+        WHERE l.storetime <= v.study_time AND l.storetime > v.study_time - to_seconds($seconds)""",
         {"seconds": lab_hours * 3600},
     )
 
 
 def _history(tables: Tables) -> None:
-    # A visit is earlier where it had ended by the study and is not the one that the study belongs to.
+    """-> the view `history_known`. It is by far the longest: so codes are numbers in it, with their titles joined to the result.
+
+    A visit is earlier where it had ended by the study and is not the one that the study belongs to.
+    """
     tables.con.execute("""
-        CREATE TABLE history_known AS
-        SELECT row_id, list({
-            'code': icd_code, 'version': icd_version, 'title': title, 'hours': hours
-        } ORDER BY hours DESC, icd_version, icd_code) AS history
-        FROM (
-            SELECT row_id, icd_code, icd_version, any_value(title ORDER BY title) AS title, max(hours) AS hours FROM (
-                SELECT v.row_id, d.icd_code, d.icd_version, t.long_title AS title,
-                       (epoch(a.dischtime) - epoch(v.study_time)) / 3600 AS hours
-                FROM visits v JOIN admissions a USING (subject_id) JOIN hosp_diagnoses d ON d.hadm_id = a.hadm_id
-                LEFT JOIN icd_titles t ON t.icd_code = d.icd_code AND t.icd_version = d.icd_version
-                WHERE a.dischtime < v.study_time AND a.hadm_id IS DISTINCT FROM v.hadm_id
-                UNION ALL
-                SELECT v.row_id, d.icd_code, d.icd_version, d.icd_title AS title,
-                       (epoch(s.outtime) - epoch(v.study_time)) / 3600 AS hours
-                FROM visits v JOIN edstays s USING (subject_id) JOIN ed_diagnoses d ON d.stay_id = s.stay_id
-                WHERE s.outtime < v.study_time AND s.stay_id IS DISTINCT FROM v.stay_id
-                      AND (s.hadm_id IS NULL OR s.hadm_id IS DISTINCT FROM v.hadm_id)
-            ) GROUP BY row_id, icd_code, icd_version
-        ) GROUP BY row_id""")
+        CREATE TEMP TABLE coded AS
+        SELECT d.subject_id, a.hadm_id, NULL::BIGINT AS stay_id, a.dischtime AS ended, d.icd_code, d.icd_version, t.long_title AS title
+        FROM hosp_diagnoses d JOIN admissions a ON a.hadm_id = d.hadm_id
+        LEFT JOIN icd_titles t ON t.icd_code = d.icd_code AND t.icd_version = d.icd_version
+        UNION ALL
+        SELECT d.subject_id, s.hadm_id, s.stay_id, s.outtime AS ended, d.icd_code, d.icd_version, d.icd_title AS title
+        FROM ed_diagnoses d JOIN edstays s ON s.stay_id = d.stay_id""")
+    # `icd` numbers the codes in their order, `id` the titles of each as well: the lowest id of a code is its first title.
+    tables.con.execute("""
+        CREATE TABLE codes AS
+        SELECT row_number() OVER (ORDER BY icd_version, icd_code, title)::INTEGER AS id,
+               dense_rank() OVER (ORDER BY icd_version, icd_code)::INTEGER AS icd, icd_code AS code, icd_version AS version, title
+        FROM (SELECT DISTINCT icd_code, icd_version, title FROM coded)""")
+    tables.con.execute("""
+        CREATE TABLE diagnosed AS
+        SELECT d.subject_id, d.hadm_id, d.stay_id, d.ended, c.id, c.icd
+        FROM coded d JOIN codes c ON d.icd_code = c.code AND d.icd_version = c.version AND d.title IS NOT DISTINCT FROM c.title""")
+    tables.con.execute("DROP TABLE coded")
+    tables.con.execute("""
+        CREATE VIEW history_known AS
+        SELECT n, icd, code, version, title, hours FROM (
+            SELECT v.n, min(d.id) AS id, max((epoch(d.ended) - epoch(v.study_time)) / 3600) AS hours
+            FROM visits v JOIN diagnosed d USING (subject_id)
+            WHERE d.ended < v.study_time AND (d.hadm_id IS NULL OR d.hadm_id IS DISTINCT FROM v.hadm_id)
+                  AND (d.stay_id IS NULL OR d.stay_id IS DISTINCT FROM v.stay_id)
+            GROUP BY v.n, d.icd
+        ) JOIN codes USING (id)""")
 
 
 def _body(tables: Tables) -> None:
     """Age and sex; body measures from before the day of the study (they carry a date and no time)."""
-    measures = {"bmi": ("BMI (kg/m2)", 1.0), "height_cm": ("Height (Inches)", 2.54), "weight_kg": ("Weight (Lbs)", 0.45359237)}
     tables.con.execute("""
         CREATE TABLE last_measure AS
-        SELECT v.row_id, o.result_name, TRY_CAST(o.result_value AS DOUBLE) AS result
-        FROM visits v JOIN omr o USING (subject_id) WHERE o.chartdate < v.study_time::DATE
-        QUALIFY row_number() OVER (PARTITION BY v.row_id, o.result_name ORDER BY o.chartdate DESC, o.seq_num DESC, result_value) = 1""")
+        SELECT v.n, o.result_name, max({
+            'date': o.chartdate, 'number': o.seq_num, 'result': TRY_CAST(o.result_value AS DOUBLE)
+        }).result AS result
+        FROM visits v JOIN omr o USING (subject_id) WHERE o.chartdate < v.study_time::DATE GROUP BY v.n, o.result_name""")
     picks = ", ".join(
-        f"round(max(result * {factor}) FILTER (result_name = {literal(name)}), 1) AS {q}" for q, (name, factor) in measures.items()
+        f"round(max(result * {factor}) FILTER (result_name = {literal(name)}), 1) AS {q}" for q, (name, factor) in MEASURES.items()
     )
-    names = ("age", *measures)
+    names = ("age", *MEASURES)
     tables.con.execute(f"""
         CREATE TABLE body_raw AS
-        SELECT v.row_id, p.gender AS sex, p.anchor_age + year(v.study_time) - p.anchor_year AS age, m.* EXCLUDE (row_id)
+        SELECT v.n, p.gender AS sex, p.anchor_age + year(v.study_time) - p.anchor_year AS age, m.* EXCLUDE (n)
         FROM visits v LEFT JOIN patients p USING (subject_id)
-        LEFT JOIN (SELECT row_id, {picks} FROM last_measure GROUP BY row_id) m USING (row_id)""")
+        LEFT JOIN (SELECT n, {picks} FROM last_measure GROUP BY n) m USING (n)""")
     tables.con.execute(f"CREATE TABLE body AS SELECT * FROM {_mended(tables, 'body_raw', names, '')}")
     assert set(names) <= PLAUSIBLE.keys()

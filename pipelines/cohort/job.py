@@ -6,6 +6,7 @@
 import json
 import time
 import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,7 @@ from contracts.schema import COHORT
 from contracts.storage import Place
 from pipelines.cohort.card import describe, draw
 from pipelines.cohort.charts import LABS, build_charts, read_charts
+from pipelines.cohort.pieces import pieces
 from pipelines.cohort.reports import read_reports
 from pipelines.cohort.sources import Sources, Tables, find, sizes
 from pipelines.cohort.splits import SplitConfig, assign_splits, write_kept
@@ -124,28 +126,31 @@ def unchanged(verb: str, cfg: CohortConfig) -> bool:
 def _assemble(tables: Tables) -> None:
     tables.con.execute("""
         CREATE VIEW assembled AS
-        SELECT r.row_id, r.subject_id::VARCHAR AS group_id, r.split, r.study_id::VARCHAR AS study_id, r.study_time, r.view, r.frontal,
+        SELECT r.n, r.row_id, r.subject_id::VARCHAR AS group_id, r.split, r.study_id::VARCHAR AS study_id, r.study_time, r.view, r.frontal,
                r.image_uri, r.pixels AS image_pixels, v.stay_id::VARCHAR AS stay_id, v.hadm_id::VARCHAR AS hadm_id, v.stay_offset_hours,
-               c.* EXCLUDE (row_id), l.study_id IS NOT NULL AS label_row, l.* EXCLUDE (study_id),
-               r.report_status, p.* EXCLUDE (study_id, status), t.* EXCLUDE (row_id)
-        FROM rows r JOIN visits v USING (row_id) JOIN charts c USING (row_id) JOIN targets t USING (row_id)
+               c.* EXCLUDE (n), l.study_id IS NOT NULL AS label_row, l.* EXCLUDE (study_id),
+               r.report_status, p.* EXCLUDE (study_id, status), t.* EXCLUDE (n)
+        FROM rows r JOIN visits v USING (n) JOIN charts c USING (n) JOIN targets t USING (n)
         LEFT JOIN labels l USING (study_id) LEFT JOIN reports p USING (study_id)""")
-    names = ", ".join(COHORT.columns.names)
-    tables.con.execute(f"CREATE TABLE cohort AS SELECT {names} FROM assembled ORDER BY group_id, study_id, row_id")
 
 
 def _write(tables: Tables, out: Place) -> list[dict[str, Any]]:
-    """`cohort` -> Parquet under names of its own; nothing reads them before dataset.json lists them."""
+    """The cohort -> Parquet under names of its own; nothing reads them before dataset.json lists them."""
     fs, root = out.arrow()
     fs.create_dir(f"{root}/data", recursive=True)
-    batches = tables.con.sql("SELECT * FROM cohort ORDER BY group_id, study_id, row_id").to_arrow_reader(ROWS_A_FILE)
-    files = []
-    for batch in batches:
-        table = pa.Table.from_batches([batch]).cast(COHORT.columns)
+
+    def put(piece: pa.Table) -> dict[str, Any]:
         path = f"data/{uuid.uuid4().hex}.parquet"
-        pq.write_table(table, f"{root}/{path}", filesystem=fs, compression="zstd", row_group_size=5_000)
-        files.append({"path": path, "outcome": "row", "rows": table.num_rows, "bytes": fs.get_file_info(f"{root}/{path}").size})
-    return files
+        pq.write_table(piece, f"{root}/{path}", filesystem=fs, compression="zstd", row_group_size=5_000)
+        return {"path": path, "outcome": "row", "rows": piece.num_rows, "bytes": fs.get_file_info(f"{root}/{path}").size}
+
+    files: list[Future[dict[str, Any]]] = []
+    with ThreadPoolExecutor(1) as writer:
+        for piece in pieces(tables, _count(tables, "rows"), ROWS_A_FILE):
+            if files:
+                files[-1].result()  # one is written while the next is made, and no more than these are in memory
+            files.append(writer.submit(put, piece))
+    return [file.result() for file in files]
 
 
 def _remove_old(out: Place, before: dict[str, Any] | None, now: Dataset) -> None:
@@ -164,8 +169,7 @@ def _ids(tables: Tables) -> dict[str, Any]:
 
 
 def _count(tables: Tables, table: str) -> int:
-    row = tables.con.execute(f"SELECT count(*) FROM {table}").fetchone()
-    return row[0] if row else 0
+    return tables.con.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
 
 
 def _why_empty(tables: Tables) -> str:

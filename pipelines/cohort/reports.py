@@ -61,7 +61,7 @@ def read_reports(where: Place | None, studies: list[tuple[int, int]]) -> pa.Tabl
     status: 'present', 'short' (under 30 characters, whose text is left out) or 'absent'.
     """
     columns: dict[str, list] = {"study_id": [], "status": [], "report_text": [], **{f"report_{s}": [] for s in SECTIONS}}
-    for study_id, text in _texts(where, studies) if where else ((s, None) for _, s in studies):
+    for study_id, text in _texts(where, studies) if where else ():
         stripped = "" if text is None else text.strip()
         status = "absent" if text is None else "short" if len(stripped) < SHORT else "present"
         split = sections(stripped) if status == "present" else dict.fromkeys(SECTIONS)

@@ -4,6 +4,8 @@ Each source has a place of its own, so that PhysioNet's buckets and one's own fo
 source that is named must be there; one that is not named and not there is absent, and its tables are empty.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -104,10 +106,30 @@ def sizes(found: Found) -> dict[str, int]:
     return {below + f.name: f.size() for below, where in there for f in where.files(depth=1) if f.name.endswith((".csv", ".csv.gz"))}
 
 
-class Tables:
-    """A DuckDB connection that MIMIC's tables are read into. `read` makes one table, typed and with just the columns asked for."""
+READERS = 8  # tables that are read at once
+# Bytes that DuckDB unpacks at a time, and once more to look at the header. By default 32 MB: more than some whole tables are.
+BUFFER = 4 * 2**20
 
-    def __init__(self, memory_limit: str | None, spill_to: str | None) -> None:
+
+@dataclass(frozen=True)
+class Table:
+    """A table to be read.
+
+    into: its name in DuckDB; path: its place in its source, without .csv or .csv.gz; columns: name -> SQL type, where a cell that
+    does not fit becomes NULL; filter: SQL over the typed columns.
+    """
+
+    into: str
+    where: Place | None
+    path: str
+    columns: dict[str, str]
+    filter: str = "true"
+
+
+class Tables:
+    """A DuckDB connection that MIMIC's tables are read into, typed and with just the columns asked for."""
+
+    def __init__(self, memory_limit: str | None = None, spill_to: str | None = None) -> None:
         self.con = duckdb.connect()
         self.con.execute("SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
         if memory_limit:
@@ -115,30 +137,45 @@ class Tables:
         if spill_to:
             self.con.execute("SET temp_directory = ?", [spill_to])
 
-    def read(self, into: str, where: Place | None, table: str, columns: dict[str, str], filter: str = "true") -> None:
-        """Make the DuckDB table `into` of `table` (a path without .csv or .csv.gz) at `where`.
+    def read(self, *tables: Table) -> None:
+        """Make these tables in DuckDB: side by side, the longest best named first, since a .gz is unpacked by one thread alone.
 
-        columns: name -> SQL type; a cell that does not fit becomes NULL. filter: SQL over the typed columns. An absent source, or a
-        table that its source does not have, makes an empty table. Raises CxrayError for a table without a needed column.
+        An absent source, or a table that its source does not have, makes an empty table. Raises CxrayError for a table without a
+        needed column.
         """
-        file = _csv(where, table) if where else None
-        if file is None:
-            self.con.execute(f"CREATE TABLE {into} ({', '.join(f'{quoted(n)} {t}' for n, t in columns.items())})")
-            return
-        if file.local is None and not self.con.filesystem_is_registered(file.scheme):
-            self.con.register_filesystem(file.fs)
-        path = str(file.local) if file.local else file.uri
-        csv = f"read_csv({literal(path)}, all_varchar = true, header = true, delim = ',', quote = '\"', escape = '\"')"
-        with told(file):
+        files = [_csv(t.where, t.path) if t.where else None for t in tables]
+        for file in files:
+            if file and file.local is None and not self.con.filesystem_is_registered(file.scheme):
+                self.con.register_filesystem(file.fs)
+        cursors = [self.con.cursor() for _ in tables]
+        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
             try:
-                has = {row[0] for row in self.con.execute(f"DESCRIBE SELECT * FROM {csv}").fetchall()}
-                lacking = [n for n in columns if n not in has]
-                if lacking:
-                    raise CxrayError(f"{file}: lacks the column {', '.join(lacking)}; it has {', '.join(sorted(has))}")
-                typed = ", ".join(f"TRY_CAST({quoted(n)} AS {t}) AS {quoted(n)}" for n, t in columns.items())
-                self.con.execute(f"CREATE TABLE {into} AS SELECT * FROM (SELECT {typed} FROM {csv}) WHERE {filter}")
-            except (duckdb.InvalidInputException, duckdb.IOException) as error:
-                raise CxrayError(f"{file}: not a readable CSV table ({str(error).splitlines()[0]})") from None
+                list(pool.map(_read, cursors, tables, files))
+            except BaseException:  # Ctrl-C too: the others need not come to their end
+                pool.shutdown(wait=False, cancel_futures=True)
+                for cursor in cursors:
+                    cursor.interrupt()
+                raise
+
+
+def _read(con: duckdb.DuckDBPyConnection, table: Table, file: Place | None) -> None:
+    columns = table.columns
+    if file is None:
+        con.execute(f"CREATE TABLE {table.into} ({', '.join(f'{quoted(n)} {t}' for n, t in columns.items())})")
+        return
+    path = str(file.local) if file.local else file.uri
+    options = f"all_varchar = true, header = true, delim = ',', quote = '\"', escape = '\"', buffer_size = {BUFFER}"
+    csv = f"read_csv({literal(path)}, {options})"
+    with told(file):
+        try:
+            has = {row[0] for row in con.execute(f"DESCRIBE SELECT * FROM {csv}").fetchall()}
+            lacking = [n for n in columns if n not in has]
+            if lacking:
+                raise CxrayError(f"{file}: lacks the column {', '.join(lacking)}; it has {', '.join(sorted(has))}")
+            typed = ", ".join(f"TRY_CAST({quoted(n)} AS {t}) AS {quoted(n)}" for n, t in columns.items())
+            con.execute(f"CREATE TABLE {table.into} AS SELECT * FROM (SELECT {typed} FROM {csv}) WHERE {table.filter}")
+        except (duckdb.InvalidInputException, duckdb.IOException) as error:
+            raise CxrayError(f"{file}: not a readable CSV table ({str(error).splitlines()[0]})") from None
 
 
 def quoted(name: str) -> str:

@@ -3,25 +3,23 @@
 from collections.abc import Sequence
 
 from contracts.findings import FINDINGS, label_column
-from pipelines.cohort.sources import Found, Tables, literal, quoted
+from pipelines.cohort.sources import Found, Table, Tables, literal, quoted
 
 TABLE = "mimic-cxr-2.0.0-"  # the tables keep this name in release 2.1.0
 
 
 def read_studies(tables: Tables, found: Found, labeler: str) -> None:
     """MIMIC-CXR-JPG's tables -> `metadata`, `split`, `labels`."""
+    images = {
+        "dicom_id": "VARCHAR", "subject_id": "BIGINT", "study_id": "BIGINT", "ViewPosition": "VARCHAR",
+        "Rows": "BIGINT", "Columns": "BIGINT", "StudyDate": "VARCHAR", "StudyTime": "DOUBLE",
+    }  # fmt: skip
+    known = "dicom_id IS NOT NULL AND subject_id IS NOT NULL AND study_id IS NOT NULL"
     tables.read(
-        "metadata",
-        found.cxr,
-        TABLE + "metadata",
-        {
-            "dicom_id": "VARCHAR", "subject_id": "BIGINT", "study_id": "BIGINT", "ViewPosition": "VARCHAR",
-            "Rows": "BIGINT", "Columns": "BIGINT", "StudyDate": "VARCHAR", "StudyTime": "DOUBLE",
-        },
-        "dicom_id IS NOT NULL AND subject_id IS NOT NULL AND study_id IS NOT NULL",
-    )  # fmt: skip
-    tables.read("split", found.cxr, TABLE + "split", {"dicom_id": "VARCHAR", "split": "VARCHAR"})
-    tables.read("label_table", found.cxr, TABLE + labeler, {"study_id": "BIGINT", **dict.fromkeys(FINDINGS, "DOUBLE")})
+        Table("metadata", found.cxr, TABLE + "metadata", images, known),
+        Table("split", found.cxr, TABLE + "split", {"dicom_id": "VARCHAR", "split": "VARCHAR"}),
+        Table("label_table", found.cxr, TABLE + labeler, {"study_id": "BIGINT", **dict.fromkeys(FINDINGS, "DOUBLE")}),
+    )
     findings = ", ".join(f"any_value({quoted(f)}::TINYINT) AS {label_column(f)}" for f in FINDINGS)
     tables.con.execute(f"CREATE TABLE labels AS SELECT study_id, {findings} FROM label_table GROUP BY study_id")
 
@@ -44,7 +42,7 @@ def read_images(tables: Tables, found: Found, image_format: str, frontal_views: 
 
 
 def choose_rows(tables: Tables, keep: str, reports_required: bool, images_needed: Sequence[str] = ()) -> None:
-    """`images`, `splits` (row_id, split), `reports` -> `rows`, the images that stay, and `dropped` (row_id, reason).
+    """`images`, `splits` (row_id, split), `reports` -> `rows`, the images that stay, numbered `n` from 0, and `dropped` (row_id, reason).
 
     keep: 'one_frontal' a study (PA before AP, then the larger, then the lower id), 'frontal', or 'all'. An image is dropped for the
     first reason that holds.
@@ -64,5 +62,9 @@ def choose_rows(tables: Tables, keep: str, reports_required: bool, images_needed
                 SELECT row_id FROM judged WHERE reason IS NULL
                 QUALIFY row_number() OVER (PARTITION BY study_id ORDER BY view <> 'PA', view, pixels DESC, row_id) > 1
             ) other WHERE judged.row_id = other.row_id AND judged.reason IS NULL""")
-    tables.con.execute("CREATE TABLE rows AS SELECT * FROM judged WHERE reason IS NULL")
+    # All that follows joins by this number, which is the order of the cohort too: an id is a text of 44 letters.
+    tables.con.execute("""
+        CREATE TABLE rows AS
+        SELECT row_number() OVER (ORDER BY subject_id::VARCHAR, study_id::VARCHAR, row_id)::INTEGER - 1 AS n, *
+        FROM judged WHERE reason IS NULL""")
     tables.con.execute("CREATE TABLE dropped AS SELECT row_id, study_id, reason FROM judged WHERE reason IS NOT NULL")
