@@ -18,6 +18,7 @@ from contracts.storage import place
 from models.encoders import load_image, load_text
 from pipelines.search.ask import Index, table
 from pipelines.search.index import IndexConfig, run
+from pipelines.search.vectors import grown
 
 REPORTS = (
     "Large left pleural effusion with adjacent atelectasis.",
@@ -115,10 +116,42 @@ def test_a_filter_lets_only_its_rows_through(index):
     assert table([]) == "no study fits"
 
 
-@pytest.mark.parametrize("where", ["splt = 1", "1 = (SELECT count(*) FROM read_csv('/etc/passwd'))", "1; DROP TABLE rows", "("])
+NO_CONDITIONS = [
+    *("splt = 1", "1; DROP TABLE rows", "(", "", "true, false", "true ORDER BY 1", "1 = (SELECT count(*) FROM read_csv('/etc/passwd'))"),
+    "true); DROP TABLE rows; SELECT n_ FROM rows WHERE (true",  # the table is kept for the next question
+    "1 = (SELECT count(*) FROM variable)",  # which DuckDB would look for among Python's
+]
+
+
+@pytest.mark.parametrize("where", NO_CONDITIONS)
 def test_a_filter_is_a_condition_and_nothing_more(index, where):
+    variable = pa.table({"a": [1]})
     with pytest.raises(CxrayError, match="--where"):
-        index.search("x", None, None, where, 1)
+        index.search("x", None, None, where, variable.num_rows)
+    assert index.search("x", None, None, "split = 'test' and true", 1)
+
+
+def test_a_filter_that_never_ends_is_stopped(index, monkeypatch):
+    monkeypatch.setattr("pipelines.search.ask.FILTER_SECONDS", 0.2)
+    endless = "(SELECT sum(a.i * b.i % 7) FROM range(1000000) a(i), range(1000000) b(i)) > 1"
+    with pytest.raises(CxrayError, match="nterrupt"):
+        index.search("x", None, None, endless, 1)
+
+
+def test_walking_a_graph_under_a_filter_finds_what_looking_at_each_does(monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors = np.repeat(rng.normal(size=(60, 16)), 50, axis=0) + rng.normal(scale=0.3, size=(3000, 16))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    numbers = np.arange(3000) + 500  # rows before these have no vector
+    graph, exact = (grown(None, vectors, numbers, exact_up_to) for exact_up_to in (0, 5000))
+    allowed = rng.random(3500) < 0.1
+    monkeypatch.setattr("pipelines.search.vectors.WALK_COST", 0)
+    for query in vectors[:40]:
+        places, scores = graph.nearest(query[None], 10, allowed)
+        wanted, best = exact.nearest(query[None], 10, allowed)
+        assert allowed[graph.numbers[places]].all() and len(set(places) & set(wanted)) >= 9
+        assert (np.diff(scores) <= 0).all() and scores[0] == pytest.approx(best[0])
+    assert len(graph.nearest(vectors[:1], 10, allowed & False)[0]) == 0
 
 
 def test_questions_that_cannot_be_answered_are_one_sentence(index):
@@ -167,7 +200,7 @@ def test_an_index_of_other_embeddings_is_refused(tmp_path, text_encoder):
 def test_an_index_is_whole_or_not_there(tmp_path, text_encoder, monkeypatch):
     out = outputs(tmp_path, text_encoder, 4)
     with monkeypatch.context() as patch:
-        patch.setattr(faiss, "serialize_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(faiss, "write_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(load(IndexConfig, {"out": str(out), "texts": "texts"}))
     with pytest.raises(CxrayError, match="no index here"):

@@ -21,6 +21,8 @@ from pipelines.images.dicom import Preset, grey_from_dicom, jpeg_frame, jpeg_seg
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_CHANNELS = {2: 3, 3: 3, 4: 4, 6: 4}  # as OpenCV decodes them, by PNG's colour type
+MAX_CHUNKS = 100_000  # of a PNG; most writers fill one with 8 KB and more
 _REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 
 
@@ -29,7 +31,9 @@ class Limits:
     """What a file may be at most, and a picture at least."""
 
     max_bytes: int = 64 << 20  # the largest DICOMs of MIMIC-CXR have about 20 MB
-    max_pixels: int = 100_000_000  # width x height of a frame; a large detector has 4,300 x 4,300 = 18 million
+    # width x height x channels of a frame (of a JPEG, whose colours are read reduced, without channels); a large detector has
+    # 4,300 x 4,300 = 18 million
+    max_pixels: int = 100_000_000
     min_side: int = 16  # pixels; below, nothing is left of a chest
 
 
@@ -87,8 +91,8 @@ def _looks_like_dicom(data: bytes) -> bool:
     return len(data) > 8 and ((little and (explicit or data[6:8] == b"\0\0")) or (big and explicit))
 
 
-def _check_size(width: int, height: int, limits: Limits) -> None:
-    if width * height > limits.max_pixels:
+def _check_size(width: int, height: int, limits: Limits, channels: int = 1) -> None:
+    if width * height * channels > limits.max_pixels:
         raise RowError("too_many_pixels")
     if min(width, height) < limits.min_side:
         raise RowError("too_small")
@@ -152,7 +156,7 @@ def _png(data: bytes, limits: Limits) -> Picture:
     if len(data) < 33:
         raise RowError("truncated")
     width, height, colour = struct.unpack(">IIxB", data[16:26])
-    _check_size(width, height, limits)
+    _check_size(width, height, limits, _CHANNELS.get(colour, 1))
     # Only what the pixels need goes to the decoder, so damaged profiles, texts and animations do not matter. The
     # default picture of an animation is its first frame.
     pixels = _opencv(_PNG + b"".join(_pixel_chunks(data)), cv2.IMREAD_UNCHANGED)
@@ -178,7 +182,9 @@ def _pixel_chunks(data: bytes) -> Iterator[bytes]:
     """The chunks that make the pixels, each checked against its CRC (PNG 3rd edition, 5.3)."""
     at = len(_PNG)
     kind = b""
-    while kind != b"IEND":
+    for _ in range(MAX_CHUNKS):
+        if kind == b"IEND":
+            return
         if at + 12 > len(data):
             raise RowError("truncated")
         length, kind = struct.unpack(">I4s", data[at : at + 8])
@@ -190,3 +196,4 @@ def _pixel_chunks(data: bytes) -> Iterator[bytes]:
                 raise RowError("corrupt", "a checksum is wrong")
             yield data[at:end]
         at = end
+    raise RowError("corrupt", "too many chunks")

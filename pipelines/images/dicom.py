@@ -6,6 +6,7 @@ from that table.
 """
 
 import logging
+import re
 import struct
 import warnings
 import zlib
@@ -49,17 +50,24 @@ _BAD_DATA = (
 
 # The kind of frame header tells the transfer syntax, where a file does not (T.81 table B.1; T.87 for 0xF7).
 _SYNTAX = {0xC0: uid.JPEGBaseline8Bit, 0xC1: uid.JPEGExtended12Bit, 0xC3: uid.JPEGLosslessSV1, 0xF7: uid.JPEGLSLossless}
+# Any marker but filling and those that stand alone.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+MAX_SEGMENTS = 10_000  # the longest headers, of colour profiles and metadata in pieces of 64 KB, have some hundreds
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # without tables and a reserved one
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end of its payload) of a JPEG's header segments, the first SOS last (ITU-T T.81, B.1.1)."""
+    """(marker, start, end of its payload) of a JPEG's header segments, the first SOS last (ITU-T T.81, B.1.1).
+
+    Ends after MAX_SEGMENTS of them: 64 MiB of empty ones would keep a worker for a minute.
+    """
     at = 2
-    while 0 <= (at := data.find(b"\xff", at)) <= len(data) - 4:
+    for _ in range(MAX_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or found.start() > len(data) - 4:
+            return
+        at = found.start()
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # filling, or markers that stand alone
-            at += 1
-            continue
         yield marker, at + 4, at + 2 + length
         if marker == 0xDA or length < 2:
             return
@@ -80,7 +88,7 @@ def grey_from_dicom(data: bytes, preset: Preset, max_bytes: int, max_pixels: int
     mimic_jpg: (value - lowest) / (highest - lowest) * 255 truncated, MONOCHROME1 inverted, histogram equalised; no VOI
     LUT (Johnson et al. 2019, arXiv:1901.07042). clinical: modality LUT or rescale, then VOI LUT, else the first window,
     else lowest to highest, then inversion (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2). In both, padding counts for neither
-    end and is black. max_bytes bounds what a deflated file may grow to, max_pixels the Rows x Columns of a frame.
+    end and is black. max_bytes bounds what a deflated file may grow to, max_pixels the values in a frame.
 
     RowError: no_pixels, unsupported_transfer_syntax, unsupported_bits, too_many_pixels, too_many_bytes, corrupt_dicom.
     """
@@ -131,9 +139,21 @@ def grey_from_dicom(data: bytes, preset: Preset, max_bytes: int, max_pixels: int
     return (cv2.equalizeHist(grey) if preset == "mimic_jpg" else grey), tuple(notes)
 
 
+class _Stream(BytesIO):
+    """Bytes that pydicom reads. It takes some three reads for an element, an object for many: 24 MB of empty ones kept it for 5 s."""
+
+    left = 100_000
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise RowError("corrupt_dicom", "too many elements")
+        return super().read(size)
+
+
 def _read(data: bytes, max_bytes: int) -> Dataset:
     """The elements in `_TAGS`, with a transfer syntax: the file's own or, where that is missing, the likeliest."""
-    stream = BytesIO(data)
+    stream = _Stream(data)
     read_preamble(stream, force=True)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
@@ -143,11 +163,11 @@ def _read(data: bytes, max_bytes: int) -> Dataset:
         if unzip.unconsumed_tail:
             raise RowError("too_many_bytes", "deflated")
         _check_items(body)
-        dataset = read_dataset(BytesIO(body), False, True, specific_tags=_TAGS)
+        dataset = read_dataset(_Stream(body), False, True, specific_tags=_TAGS)
         dataset.file_meta = FileMetaDataset(meta)
     else:
         _check_items(data)
-        dataset = dcmread(BytesIO(data), force=True, specific_tags=_TAGS)
+        dataset = dcmread(_Stream(data), force=True, specific_tags=_TAGS)
     if "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
     return dataset
@@ -181,19 +201,22 @@ def _check(dataset: Dataset, max_pixels: int) -> None:
         get_decoder(syntax)
     except NotImplementedError as error:  # video, private and unknown ones
         raise RowError("unsupported_transfer_syntax") from error
-    if dataset.Rows * dataset.Columns > max_pixels:
+    if dataset.Rows * dataset.Columns * dataset.SamplesPerPixel > max_pixels:
         raise RowError("too_many_pixels")
+    for name in ("ModalityLUTSequence", "VOILUTSequence"):  # a table has at most 128 KB; pydicom makes an object of each element in it
+        if name in dataset and len(getattr(dataset.get_item(name), "value", None) or b"") > 1 << 20:
+            raise RowError("corrupt_dicom", "a look-up table of that length")
     if syntax.is_encapsulated and syntax != uid.RLELossless:
         # A decoder allocates what the codestream says: Rows and Columns alone would let a bomb through.
         frame = get_frame(dataset.PixelData, 0, number_of_frames=dataset.get("NumberOfFrames") or 1)
-        if _codestream_size(frame) != (dataset.Rows, dataset.Columns):
+        if _codestream_size(frame) != (dataset.Rows, dataset.Columns, dataset.SamplesPerPixel):
             raise RowError("corrupt_dicom", "the codestream has another size")
 
 
-def _codestream_size(frame: bytes) -> tuple[int, int] | None:
-    """(height, width) that a JPEG, JPEG-LS or JPEG 2000 codestream gives itself (T.81 B.2.2, T.800 A.5.1: SIZ)."""
+def _codestream_size(frame: bytes) -> tuple[int, int, int] | None:
+    """(height, width, components) that a JPEG, JPEG-LS or JPEG 2000 codestream gives itself (T.81 B.2.2, T.800 A.5.1: SIZ)."""
     if frame[:2] == b"\xff\xd8":
-        return (header := jpeg_frame(frame)) and header[2:4]
+        return (header := jpeg_frame(frame)) and header[2:5]
     at = 0
     if frame[4:8] == b"jP  ":  # the boxes of a JP2 file; pydicom would stand for ever before one without a length
         while frame[at + 4 : at + 8] != b"jp2c":
@@ -204,7 +227,7 @@ def _codestream_size(frame: bytes) -> tuple[int, int] | None:
     if frame[at : at + 4] != b"\xff\x4f\xff\x51":
         return None
     right, bottom, left, top = struct.unpack(">4I", frame[at + 8 : at + 24])
-    return bottom - top, right - left
+    return bottom - top, right - left, int.from_bytes(frame[at + 40 : at + 42])
 
 
 def _padding(dataset: Dataset, values: np.ndarray) -> np.ndarray:

@@ -4,14 +4,15 @@
 """
 
 import json
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import duckdb
-import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contracts.errors import CxrayError, RowError
@@ -20,9 +21,12 @@ from contracts.storage import Place
 from models.encoders import load_image, load_text
 from pipelines.images.decode import decode
 from pipelines.images.stored import SIDE, from_stored, to_stored
+from pipelines.search.vectors import Vectors
 
 RRF = 60  # reciprocal rank fusion's constant (Cormack, Clarke & Buettcher 2009)
-SCAN_SHARE = 0.05  # with a filter that lets fewer through than this, scanning those is exact and quicker than walking a graph
+NOT_MENTIONED = -128  # a label's fourth state, beside 1, 0 and -1
+FILTERS_KEPT = 32  # a byte a row each
+FILTER_SECONDS = 10  # a condition that takes longer is no condition on these columns
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,17 @@ class Index:
             raise CxrayError(f"{where}: no index here; make one with `cxray index`")
         self.about = json.loads((model / "config.json").read())
         files = self.about["files"]
-        self.rows = pq.read_table(pa.BufferReader((model / files["rows"]).read()))
-        self.images = self._load(model / files["image"])
-        self.reports = self._load(model / files["report"]) if "report" in files else None
-
-    @staticmethod
-    def _load(file: Place) -> Any:
-        index = faiss.deserialize_index(np.frombuffer(file.read(), np.uint8))
-        if isinstance(inner := faiss.downcast_index(index.index), faiss.IndexHNSWFlat):
-            inner.hnsw.efSearch = 128
-        return index
+        # In one piece: to find a row in a table of many costs more than the search does.
+        self.rows = pq.read_table(pa.BufferReader((model / files["rows"]).read())).combine_chunks()
+        # An answer takes ten rows of twenty columns; as one matrix, the labels come for the price of one.
+        self._labels = np.stack(
+            [pc.fill_null(self.rows[label_column(f)], pa.scalar(NOT_MENTIONED, pa.int8())).to_numpy() for f in FINDINGS], axis=1
+        )
+        self._shown = [self.rows[name].combine_chunks() for name in ("study_id", "row_id", "split", "view", "report_impression")]
+        self._study = pc.dictionary_encode(self.rows["study_id"]).combine_chunks().indices.to_numpy()  # a small number for each
+        self.images = Vectors.read(model / files["image"])
+        self.reports = Vectors.read(model / files["report"]) if "report" in files else None
+        self._filters: dict[str, np.ndarray] = {}
 
     @cached_property
     def image_encoder(self) -> Any:
@@ -108,7 +113,7 @@ class Index:
             raise CxrayError("ask something: --text, --image, or both")
         if via not in (None, "report", "image") or k < 1:
             raise CxrayError("via is 'report' or 'image', and k at least 1")
-        allowed = self._allowed(where)
+        allowed = None if where is None else self._allowed(where)
         ranked = []
         if text is not None:
             by = via or ("report" if self.reports is not None else "image")
@@ -122,7 +127,7 @@ class Index:
                 ranked.append(self._nearest(self.images, query, allowed, k))
         return self._answers(self._fuse(ranked)[:k] if len(ranked) > 1 else ranked[0][:k])
 
-    def _reports(self) -> Any:
+    def _reports(self) -> Vectors:
         if self.reports is None:
             raise CxrayError(f"{self.where}: has no reports; search via images")
         return self.reports
@@ -134,86 +139,93 @@ class Index:
             raise CxrayError(f"the image cannot be read: {error}") from None
         return self.image_encoder(from_stored(stored.jpeg)[None]).embedding
 
+    @cached_property
+    def _report_of(self) -> np.ndarray:
+        """int [studies]: the place of each study's report among the reports, -1 where it has none."""
+        of = np.full(self._study.max(initial=-1) + 1, -1)
+        of[self._study[self._reports().numbers]] = np.arange(len(self._reports()))
+        return of
+
     def _reports_near(self, query: np.ndarray) -> np.ndarray:
         """The mean report vector of the nearest images that have one."""
-        studies = self.rows["study_id"]
-        report_of = {studies[i].as_py(): i for i in faiss.vector_to_array(self._reports().id_map).tolist()}
-        ids = self.images.search(query, min(50, self.images.ntotal))[1][0].tolist()
-        near = [report_of[study] for i in ids if i >= 0 and (study := studies[i].as_py()) in report_of][:5]
-        if not near:
+        places, _ = self.images.nearest(query, 50)
+        reports = self._report_of[self._study[self.images.numbers[places]]]
+        near = reports[reports >= 0][:5]
+        if not len(near):
             raise CxrayError(f"{self.where}: no image near this one has a report; search via images")
-        mean = np.mean([self._reports().reconstruct(int(i)) for i in near], axis=0, keepdims=True)
+        mean = self._reports().of(near).mean(axis=0, keepdims=True)
         return mean / np.linalg.norm(mean)
 
-    def _allowed(self, where: str | None) -> np.ndarray | None:
-        """Row numbers that the filter lets through; None for all."""
-        if where is None:
-            return None
-        con = duckdb.connect()
-        con.register(
-            "rows_", self.rows.drop_columns(["report_impression", "report_findings"]).append_column("n_", pa.array(range(len(self.rows))))
-        )
+    @cached_property
+    def _table(self) -> Any:
+        """A DuckDB that holds the rows without their reports, and reaches nothing else: a filter's words come from outside."""
+        con = duckdb.connect(config={"python_enable_replacements": False})
+        numbered = self.rows.drop_columns(["report_impression", "report_findings"]).append_column("n_", pa.array(np.arange(len(self.rows))))
+        con.register("rows_", numbered)
         con.execute("CREATE TABLE rows AS SELECT * FROM rows_")
         con.unregister("rows_")
-        con.execute("SET enable_external_access = false; SET lock_configuration = true")  # the words come from outside
+        con.execute("SET enable_external_access = false; SET lock_configuration = true")
+        return con
+
+    def _allowed(self, where: str) -> np.ndarray:
+        """bool [rows]: those that the filter lets through. Kept, as rows never change and a page asks with one filter again and again."""
+        allowed = self._filters.get(where)
+        if allowed is None:
+            if len(self._filters) >= FILTERS_KEPT:
+                self._filters.clear()
+            allowed = self._filters[where] = self._let_through(where)
+        return allowed
+
+    def _let_through(self, where: str) -> np.ndarray:
+        """Raises CxrayError for what is no condition on these columns."""
+        con = self._table.cursor()  # of its own: questions may come from several threads
+        stop = threading.Timer(FILTER_SECONDS, con.interrupt)
+        stop.start()
         try:
-            return np.sort(con.execute(f"SELECT n_ FROM rows WHERE ({where})").fetchnumpy()["n_"]).astype(np.int64)
+            # `filter` takes one expression and no statement, so that a filter cannot change the table for those who ask next.
+            numbers = con.table("rows").filter(where).select("n_").fetchnumpy()["n_"]
         except duckdb.Error as error:
             known = ", ".join(c for c in self.rows.column_names if not c.startswith("report_"))
             raise CxrayError(f"--where {where!r}: {str(error).splitlines()[0]} (columns: {known})") from None
+        finally:
+            stop.cancel()
+        allowed = np.zeros(len(self.rows), bool)
+        allowed[numbers] = True
+        return allowed
 
-    def _nearest(self, index: Any, query: np.ndarray, allowed: np.ndarray | None, k: int) -> list[tuple[int, float]]:
+    def _nearest(self, side: Vectors, query: np.ndarray, allowed: np.ndarray | None, k: int) -> list[tuple[int, float]]:
         """(row, cosine) of the k nearest studies, a study once."""
-        if allowed is not None and len(allowed) <= max(k, SCAN_SHARE * len(self.rows)):
-            return self._of_studies(self._scan(index, query, allowed))[:k]
-        ask = 2 * k
+        # A study has one to four images, and those lie close together: with twice k, every second question had to be asked again.
+        ask, there = 4 * k, len(side) if allowed is None else np.count_nonzero(allowed)
         while True:
-            parameters = self._parameters(index, allowed, ask)
-            scores, ids = index.search(query, min(ask, index.ntotal), params=parameters)
-            found = self._of_studies([(int(i), float(s)) for i, s in zip(ids[0], scores[0], strict=True) if i >= 0])
-            if len(found) >= k or ask >= index.ntotal:
-                return found[:k]
+            places, scores = side.nearest(query, ask, allowed)
+            best: dict[int, tuple[int, float]] = {}
+            rows = side.numbers[places]
+            for study, row, score in zip(self._study[rows].tolist(), rows.tolist(), scores.tolist(), strict=True):
+                best.setdefault(study, (row, score))
+            if len(best) >= k or ask >= there:
+                return list(best.values())[:k]
             ask *= 4
 
-    @staticmethod
-    def _parameters(index: Any, allowed: np.ndarray | None, ask: int) -> Any:
-        selector = {} if allowed is None else {"sel": faiss.IDSelectorBatch(allowed)}
-        if isinstance(faiss.downcast_index(index.index), faiss.IndexHNSWFlat):
-            return faiss.SearchParametersHNSW(efSearch=max(128, 2 * ask), **selector)
-        return faiss.SearchParameters(**selector)
-
-    @staticmethod
-    def _scan(index: Any, query: np.ndarray, allowed: np.ndarray) -> list[tuple[int, float]]:
-        """All allowed rows of the index by exact cosine, best first."""
-        have = np.intersect1d(allowed, faiss.vector_to_array(index.id_map))
-        if not len(have):
-            return []
-        scores = index.reconstruct_batch(have) @ query[0]
-        order = np.argsort(-scores, kind="stable")
-        return [(int(have[i]), float(scores[i])) for i in order]
-
-    def _of_studies(self, found: list[tuple[int, float]]) -> list[tuple[int, float]]:
-        studies, best = self.rows["study_id"], {}
-        for row, score in found:
-            best.setdefault(studies[row].as_py(), (row, score))
-        return list(best.values())
-
     def _answers(self, found: list[tuple[int, float]]) -> list[Answer]:
+        numbers, scores = [number for number, _ in found], [score for _, score in found]
+        at = pa.array(numbers, pa.int64())
+        states = self._labels[at.to_numpy()].tolist()
+        columns = (column.take(at).to_pylist() for column in self._shown)
         answers = []
-        for number, score in found:
-            row = self.rows.slice(number, 1).to_pylist()[0]
-            labels = {f: row[label_column(f)] for f in FINDINGS if row[label_column(f)] is not None}
-            said = row["report_impression"] or row["report_findings"]
-            answers.append(Answer(row["study_id"], row["row_id"], row["split"], row["view"], score, labels, said))
+        for number, score, stated, study, row, split, view, said in zip(numbers, scores, states, *columns, strict=True):
+            labels = {f: state for f, state in zip(FINDINGS, stated, strict=True) if state != NOT_MENTIONED}
+            said = said or self.rows["report_findings"][number].as_py()
+            answers.append(Answer(study, row, split, view, score, labels, said))
         return answers
 
     def _fuse(self, ranked: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:
         """Reciprocal rank fusion by study: what stands high in both lists stands highest."""
-        scores: dict[str, float] = {}
-        row_of: dict[str, int] = {}
+        scores: dict[int, float] = {}
+        row_of: dict[int, int] = {}
         for found in ranked:
             for rank, (row, _) in enumerate(found):
-                study = self.rows["study_id"][row].as_py()
+                study = int(self._study[row])
                 row_of.setdefault(study, row)
                 scores[study] = scores.get(study, 0.0) + 1 / (RRF + rank + 1)
         return sorted(((row_of[s], score) for s, score in scores.items()), key=lambda item: (-item[1], item[0]))
