@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from pipelines.speed import memory, proportional  # noqa: E402 - after the path is set
+from pipelines.speed import memory, resident  # noqa: E402 - after the path is set
 
 WIDTH, HEIGHT, DISTINCT, BATCH = 2544, 3056, 24, 32
 CORES = os.cpu_count() or 1
@@ -82,10 +82,10 @@ def written_rate(data: Path, started: float) -> tuple[float, float]:
 
 
 def peaks(process: subprocess.Popen) -> tuple[float, float]:
-    """(GB of all processes below this one, GB of `process` alone) at their highest, until it ends."""
+    """(GB of all processes below this one, GB of `process`'s own) at their highest, until it ends."""
     whole = own = 0
     while process.poll() is None:
-        whole, own = max(whole, memory()), max(own, proportional(process.pid))
+        whole, own = max(whole, memory()), max(own, resident(process.pid)[0])
         time.sleep(0.5)
     if process.returncode:
         raise SystemExit(f"{process.args} ended with {process.returncode}")

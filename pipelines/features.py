@@ -13,7 +13,7 @@ from models.encoders import load_image
 from models.encoders.grid import pool_grid, quantise
 from pipelines.images.stored import from_stored
 from pipelines.job import KEY_NAMES, Job, RowsConfig, Summary, block
-from pipelines.pool import EncoderResources, encoder_pool, torch_threads
+from pipelines.pool import EncoderResources, encoder_pool, one_thread_on_cpu
 
 
 class FeaturesConfig(RowsConfig):
@@ -37,19 +37,15 @@ def run(cfg: FeaturesConfig) -> Summary:
     del encoder
     with Job("features", cfg, schema, made_by=[images.fingerprint, about["fingerprint"]]) as job:
         rows = job.read(images, ["image"])
-        rows = rows.map_batches(
-            EncodeImages, fn_constructor_args=(about["name"], grid, schema, cfg.resources), **encoder_pool(cfg.resources)
-        )
+        rows = rows.map_batches(EncodeImages, fn_constructor_args=(about["name"], grid, schema), **encoder_pool(cfg.resources))
         return job.write(rows, cpus=0.25, encoder=about)
 
 
 class EncodeImages:
     """An actor that holds one image encoder."""
 
-    def __init__(self, name: str, grid: int, schema: Schema, resources: EncoderResources) -> None:
-        import torch
-
-        torch.set_num_threads(torch_threads(resources))
+    def __init__(self, name: str, grid: int, schema: Schema) -> None:
+        one_thread_on_cpu()
         self.encoder, self.grid, self.schema = load_image(name), grid, schema
 
     def __call__(self, batch: pa.Table) -> pa.Table:

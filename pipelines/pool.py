@@ -1,11 +1,14 @@
-"""How many encoder actors, and what each may take. On a GPU cluster one a GPU; on CPUs one for every two cores.
+"""How many encoder actors, and what each may take. On a GPU cluster one a GPU; on CPUs one a core, of one thread each.
 
-At two CPUs something must be left for reading, writing and, at a resume, for Ray's checkpoint filter, which wants a whole one.
+One thread each: two threads of one encoder wait for each other wherever a reader takes a core from under them (benchmarks/images.py).
+Of the CPUs one and a half are left over for reading, writing and, at a resume, for Ray's checkpoint filter, which wants a whole one.
 """
 
 from typing import Any
 
 from contracts.config import Config
+
+LEFT_OVER = 1.5  # CPUs
 
 
 class EncoderResources(Config):
@@ -20,19 +23,21 @@ def encoder_pool(resources: EncoderResources) -> dict[str, Any]:
     from ray.data import ActorPoolStrategy
 
     have = ray.cluster_resources()
-    gpus = resources.gpus if resources.gpus is not None else float(have.get("GPU", 0) > 0)
-    most = resources.actors or max(1, int(have.get("GPU", 0) / gpus) if gpus else int(have.get("CPU", 1)) // 2)
+    cpus, gpus = have.get("CPU", 1), resources.gpus if resources.gpus is not None else float(have.get("GPU", 0) > 0)
+    most = resources.actors or max(1, int(have.get("GPU", 0) / gpus if gpus else cpus))
     return {
-        "compute": ActorPoolStrategy(min_size=1, max_size=most),
-        "num_cpus": 1 if gpus else 0.5,
+        # GPUs may come and go; on CPUs an actor that starts late takes its start-up from those at work.
+        "compute": ActorPoolStrategy(min_size=1 if gpus else most, max_size=most),
+        "num_cpus": 1 if gpus else max(0.1, min(1.0, round((cpus - LEFT_OVER) / most, 2))),
         "num_gpus": gpus,
         "batch_size": resources.batch,
         "batch_format": "pyarrow",
     }
 
 
-def torch_threads(resources: EncoderResources) -> int:
-    """Threads for one encoder on CPUs: the cores shared by the actors."""
-    import os
+def one_thread_on_cpu() -> None:
+    """Called in an encoder's actor before it loads: the pool has an actor for each core."""
+    import torch
 
-    return max(1, (os.cpu_count() or 1) // max(1, resources.actors or (os.cpu_count() or 1) // 2))
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)

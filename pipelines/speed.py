@@ -72,13 +72,14 @@ def _advice(stage: Stage) -> str:
     if encodes:
         return "which computes on CPUs: more CPUs, or a GPU, would speed it up"
     if stage.waits:
-        return "which waits for the store: more fetches (resources.fetches) would speed it up"
+        return "which waits: for a store, where more fetches (resources.fetches) would speed it up, or for other work on these CPUs"
     return "which computes: more CPUs would speed it up (with a GPU encoder behind it, more CPUs a GPU)"
 
 
 def memory() -> int:
-    """Bytes held now by this process and all that it started; shared memory is shared out between those that hold it."""
-    return sum(map(proportional, _below(os.getpid())))
+    """Bytes held now by this process and all that it started: each one's own, and what they share (libraries, the object store) once."""
+    held = [resident(pid) for pid in _below(os.getpid())]
+    return sum(own for own, _ in held) + max((shared for _, shared in held), default=0)
 
 
 def _below(root: int) -> Iterator[int]:
@@ -96,13 +97,17 @@ def _below(root: int) -> Iterator[int]:
         waiting += [child for child, of in parent.items() if of == pid]
 
 
-def proportional(pid: int) -> int:
-    """Bytes that a process holds, its share of shared memory among them; 0 where it has ended."""
+def resident(pid: int) -> tuple[int, int]:
+    """(bytes of memory of a process's own, bytes that it shares with others); nothing where it has ended.
+
+    From statm, which costs nothing; smaps, which is exact, holds the process up while it walks its pages.
+    """
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        _, whole, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
     except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)
+        return 0, 0
+    page = os.sysconf("SC_PAGE_SIZE")
+    return (whole - shared) * page, shared * page
 
 
 def draw(summary: Any, out: Place) -> None:

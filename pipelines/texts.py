@@ -12,7 +12,7 @@ from contracts.schema import SECTIONS, Schema, texts_schema
 from contracts.storage import Place
 from models.encoders import load_text
 from pipelines.job import KEY_NAMES, Job, RowsConfig, Summary, block
-from pipelines.pool import EncoderResources, encoder_pool, torch_threads
+from pipelines.pool import EncoderResources, encoder_pool, one_thread_on_cpu
 
 
 class TextsConfig(RowsConfig):
@@ -35,7 +35,7 @@ def run(cfg: TextsConfig) -> Summary:
     schema = texts_schema(about["dim"])
     with Job("texts", cfg, schema, made_by=[cohort.fingerprint, about["fingerprint"]]) as job:
         rows = job.read(cohort, ["study_id", *(f"report_{s}" for s in cfg.report)])
-        args = (about["name"], cfg.report, schema, cfg.resources)
+        args = (about["name"], cfg.report, schema)
         rows = rows.map_batches(EncodeReports, fn_constructor_args=args, **encoder_pool(cfg.resources))
         return job.write(rows, cpus=0.25, notes=_without_report, encoder=about)
 
@@ -49,10 +49,8 @@ def _without_report(texts: Any) -> list[str]:
 class EncodeReports:
     """An actor that holds one text encoder."""
 
-    def __init__(self, name: str, report: tuple[str, ...], schema: Schema, resources: EncoderResources) -> None:
-        import torch
-
-        torch.set_num_threads(torch_threads(resources))
+    def __init__(self, name: str, report: tuple[str, ...], schema: Schema) -> None:
+        one_thread_on_cpu()
         self.encoder, self.report, self.schema = load_text(name), report, schema
 
     def __call__(self, batch: pa.Table) -> pa.Table:

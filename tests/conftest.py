@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from emulator import answering, bucket, store  # noqa: F401 - fixtures
+from faulty import faulty  # noqa: F401 - a fixture
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -4,8 +4,7 @@
 """
 
 from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -13,9 +12,11 @@ import pyarrow as pa
 
 from contracts.config import Config
 from contracts.dataset import Dataset, open_dataset
+from contracts.errors import RowError
 from contracts.schema import IMAGES
-from contracts.storage import Place, StorageOptions, place, told_of_row
+from contracts.storage import Place
 from pipelines.images.decode import Limits, decode
+from pipelines.images.fetch import fetcher
 from pipelines.images.stored import SIDE, edge_grid, quality_flags, to_stored
 from pipelines.job import Job, RowsConfig, Summary, block, each
 
@@ -23,8 +24,8 @@ EDGE_GRID = 16  # cells a side of the optional edge-density grid
 
 
 class Resources(Config):
-    batch: int = 32  # images a step
-    fetches: int = 8  # files under way at once in one task
+    batch: int = 32  # images a table that a task hands on
+    fetches: int = 8  # files under way at once in one task, where the store bears it
 
 
 class ImagesConfig(RowsConfig):
@@ -33,7 +34,7 @@ class ImagesConfig(RowsConfig):
     dicom: Literal["mimic_jpg", "clinical"] = "mimic_jpg"  # what a DICOM is made to look like: the official JPGs, or its own window
     regions: Literal["none", "edges"] = "none"
     max_bytes: int = 64 * 2**20
-    max_pixels: int = 100_000_000
+    max_pixels: int = 100_000_000  # of a frame; each channel counts in PNG and DICOM
     resources: Resources = Resources()
 
     def inputs(self) -> dict[str, Place]:
@@ -46,30 +47,37 @@ def run(cfg: ImagesConfig) -> Summary:
     # Of what made the cohort only its ids, patients and splits decide what stands here: another chart needs no second look at the images.
     with Job("images", cfg, IMAGES, made_by=[cohort.rows_fingerprint]) as job:
         rows = job.read(cohort, ["image_uri"])
-        rows = rows.map_batches(prepare(cfg), batch_format="pyarrow", batch_size=cfg.resources.batch)
+        rows = rows.map_batches(prepare(cfg), batch_format="pyarrow", batch_size=None)
         return job.write(rows, notes=equal_images)
 
 
-def prepare(cfg: ImagesConfig) -> Callable[[pa.Table], pa.Table]:
-    """The step from a batch of (keys, image_uri) to a batch of IMAGES. Fetching overlaps decoding."""
-    storage, limits = cfg.storage, Limits(max_bytes=cfg.max_bytes, max_pixels=cfg.max_pixels)
+def prepare(cfg: ImagesConfig) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    """The step from a block of (keys, image_uri) to tables of IMAGES. Files are fetched while those before them are decoded."""
+    limits = Limits(max_bytes=cfg.max_bytes, max_pixels=cfg.max_pixels)
 
-    def step(batch: pa.Table) -> pa.Table:
+    def step(rows: pa.Table) -> Iterator[pa.Table]:
         import cv2
 
         cv2.setNumThreads(1)  # one task, one core: Ray shares the cores out
-        with ThreadPoolExecutor(cfg.resources.fetches) as pool:
-            files = {uri: pool.submit(fetch, uri, storage) for uri in batch["image_uri"].to_pylist()}
-            return block(each(batch, lambda row: picture(files[row["image_uri"]].result(), cfg, limits)), IMAGES)
+        store = fetcher(cfg.storage, cfg.resources.fetches, cfg.max_bytes)  # pyright: ignore[reportArgumentType]
+        files = store.each(rows["image_uri"].to_pylist())
+
+        def columns(row: dict[str, Any]) -> dict[str, Any]:
+            data = next(files)
+            if isinstance(data, RowError):
+                raise data
+            try:
+                return picture(data, cfg, limits)
+            except RowError:
+                whole = store.mended(row["image_uri"], data)
+                if whole is None:
+                    raise
+                return picture(whole, cfg, limits)
+
+        for start in range(0, rows.num_rows, cfg.resources.batch):
+            yield block(each(rows.slice(start, cfg.resources.batch), columns), IMAGES)
 
     return step
-
-
-def fetch(uri: str, storage: StorageOptions) -> bytes:
-    """The bytes of one file. Raises RowError: lasting where it is not there, passing where the store is busy."""
-    where = place(uri, storage)
-    with told_of_row(where):
-        return bytes(where.fs.cat_file(where.path))  # pyright: ignore[reportArgumentType]
 
 
 def picture(data: bytes, cfg: ImagesConfig, limits: Limits) -> dict[str, Any]:
