@@ -1,7 +1,8 @@
 """How many encoder actors, and what each may take. On a GPU cluster one a GPU; on CPUs one a core, of one thread each.
 
 One thread each: two threads of one encoder wait for each other wherever a reader takes a core from under them (benchmarks/images.py).
-Of the CPUs one and a half are left over for reading, writing and, at a resume, for Ray's checkpoint filter, which wants a whole one.
+Of each node's CPUs one and a half are left over for reading, writing and, at a resume, for Ray's checkpoint filter, which wants a
+whole one.
 """
 
 from typing import Any
@@ -24,11 +25,13 @@ def encoder_pool(resources: EncoderResources) -> dict[str, Any]:
 
     have = ray.cluster_resources()
     cpus, gpus = have.get("CPU", 1), resources.gpus if resources.gpus is not None else float(have.get("GPU", 0) > 0)
+    # What is left over has to lie on one node: half a CPU on each of two runs nothing that wants a whole one.
+    smallest = min((n["Resources"]["CPU"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")), default=1)
     most = resources.actors or max(1, int(have.get("GPU", 0) / gpus if gpus else cpus))
     return {
         # GPUs may come and go; on CPUs an actor that starts late takes its start-up from those at work.
         "compute": ActorPoolStrategy(min_size=1 if gpus else most, max_size=most),
-        "num_cpus": 1 if gpus else max(0.1, min(1.0, round((cpus - LEFT_OVER) / most, 2))),
+        "num_cpus": 1 if gpus else max(0.1, round((smallest - LEFT_OVER) / smallest, 2)),
         "num_gpus": gpus,
         "batch_size": resources.batch,
         "batch_format": "pyarrow",
