@@ -5,6 +5,7 @@ Column families of the cohort say what may use them: `chart_*` was known before 
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import pyarrow as pa
 
@@ -32,7 +33,8 @@ _LAB = pa.struct(
 _DIAGNOSIS = pa.struct([("code", pa.string()), ("version", pa.int8()), ("title", pa.string()), ("hours", pa.float64())])
 _CODE = pa.struct([("code", pa.string()), ("version", pa.int8())])
 
-SECTIONS = ("examination", "indication", "technique", "comparison", "findings", "impression")
+Section = Literal["examination", "indication", "technique", "comparison", "findings", "impression"]
+SECTIONS: tuple[Section, ...] = get_args(Section)
 
 
 VERSIONS = {"cohort": 1, "images": 1, "features": 1, "texts": 1}

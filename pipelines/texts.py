@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from contracts.dataset import open_dataset
-from contracts.schema import SECTIONS, Schema, texts_schema
+from contracts.schema import Schema, Section, texts_schema
 from contracts.storage import Place
 from models.encoders import load_text
 from pipelines.job import KEY_NAMES, Job, RowsConfig, Summary, block
@@ -19,7 +19,7 @@ class TextsConfig(RowsConfig):
     cohort: str = "cohort"
     into: str = "texts"
     encoder: str = "st:all-MiniLM-L6-v2"
-    report: tuple[str, ...] = ("findings", "impression")  # the sections that stand for the report, in this order
+    report: tuple[Section, ...] = ("findings", "impression")  # the sections that stand for the report, in this order
     resources: EncoderResources = EncoderResources()
 
     def inputs(self) -> dict[str, Place]:
@@ -64,6 +64,3 @@ class EncodeReports:
             for i, vector, tokens, cut in zip(have, found.embedding, found.tokens, found.truncated, strict=True):
                 done[i] |= {"report_embedding": vector, "report_tokens": int(tokens), "report_truncated": bool(cut)}
         return block(done, self.schema)
-
-
-assert set(TextsConfig().report) <= set(SECTIONS)

@@ -46,6 +46,7 @@ def one_line(said: str) -> bool:
         (["images"], "cohort: nothing", "no finished cohort here"),
         (["features"], "images: nothing", "no finished images here"),
         (["texts"], "cohort: nothing", "no finished cohort here"),
+        (["texts"], "report: [finding]", "`report.0`: Input should be 'examination'"),
         (["index"], "features: nothing", "no finished cohort here"),
         (["run"], "steps: [{cohrt: {}}]", "unknown verb `cohrt`"),
         (["run"], "steps: []", "a chain needs `steps`"),
