@@ -23,6 +23,11 @@ from pipelines.job import Job, RowsConfig, Summary, block, each
 EDGE_GRID = 16  # cells a side of the optional edge-density grid
 
 
+# Of a core. Ray takes a tenth of a second and more to hand out the next block, and a store takes its time to answer: with three tasks
+# on two cores neither waits (benchmarks/images.py).
+CPUS = 0.66
+
+
 class Resources(Config):
     batch: int = 32  # images a table that a task hands on
     fetches: int = 8  # files under way at once in one task, where the store bears it
@@ -47,8 +52,8 @@ def run(cfg: ImagesConfig) -> Summary:
     # Of what made the cohort only its ids, patients and splits decide what stands here: another chart needs no second look at the images.
     with Job("images", cfg, IMAGES, made_by=[cohort.rows_fingerprint]) as job:
         rows = job.read(cohort, ["image_uri"])
-        rows = rows.map_batches(prepare(cfg), batch_format="pyarrow", batch_size=None)
-        return job.write(rows, notes=equal_images)
+        rows = rows.map_batches(prepare(cfg), batch_format="pyarrow", batch_size=None, num_cpus=CPUS)
+        return job.write(rows, cpus=CPUS, notes=equal_images)
 
 
 def prepare(cfg: ImagesConfig) -> Callable[[pa.Table], Iterator[pa.Table]]:
