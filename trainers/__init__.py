@@ -1,0 +1,1 @@
+"""Parquet -> models: one task a file, and the engine that trains them."""
