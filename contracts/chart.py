@@ -124,6 +124,7 @@ class Chart(Config):
     race: str | None = None
     transport: str | None = None
     chief_complaint: str | None = None
+    indication: str | None = Field(None, description="why the image was asked for, where the setting allows it; never filled unless asked")
     acuity: float | None = Field(None, description="Emergency Severity Index, 1 (most urgent) to 5")
     bmi: float | None = None
     height_cm: float | None = None
@@ -147,8 +148,13 @@ class Chart(Config):
 
         def mend(group: Mapping[str, Any], prefix: str) -> dict[str, Any]:
             group = dict(group)
-            for name in PLAUSIBLE.keys() & group.keys():
-                values, states = repair(name, np.array([group[name]], dtype=object))
+            for name in PLAUSIBLE:
+                raw = group.get(name)
+                low, high = PLAUSIBLE[name]
+                # None and a number within its range are what `repair` would give back, as all numbers of a cohort row are: spare the call.
+                if raw is None or (type(raw) is float and low <= raw <= high):
+                    continue
+                values, states = repair(name, np.array([raw], dtype=object))
                 group[name] = None if np.isnan(values[0]) else float(values[0])
                 if states[0] in found:
                     found[int(states[0])].append(prefix + name)
@@ -162,9 +168,8 @@ class Chart(Config):
         return {**data, **{STATES[s]: names for s, names in found.items()}}
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Chart":
-        """A cohort row (its `chart_*` columns) -> the chart."""
-        lists = {"vitals", "medicines", "labs", "history", "repaired", "implausible", "unreadable"}
-        return cls.model_validate(
-            {f: ([] if row.get(f"chart_{f}") is None and f in lists else row.get(f"chart_{f}")) for f in cls.model_fields}
-        )
+    def from_row(cls, row: Mapping[str, Any], indication: bool = False) -> "Chart":
+        """A cohort row (its `chart_*` columns) -> the chart; `report_indication` is read only when asked for."""
+        known = {f: value for f in cls.model_fields if (value := row.get(f"chart_{f}")) is not None}
+        known.pop("indication", None)
+        return cls.model_validate({**known, "indication": row.get("report_indication")} if indication else known)

@@ -72,5 +72,5 @@ def test_nothing_in_a_chart_lies_after_the_study():
 
 def test_chart_and_cohort_name_the_same_things():
     columns = {name.removeprefix("chart_") for name in COHORT.columns.names if name.startswith("chart_")}
-    assert columns == set(Chart.model_fields)
+    assert columns == set(Chart.model_fields) - {"indication"}
     assert {f.name for f in COHORT.columns.field("chart_triage").type} == {"hours", *VITALS}
