@@ -2,7 +2,8 @@
 
 One thread each: two threads of one encoder wait for each other wherever a reader takes a core from under them (benchmarks/images.py).
 Of each node's CPUs one and a half are left over for reading, writing and, at a resume, for Ray's checkpoint filter, which wants a
-whole one.
+whole one. Encoders ask for half of the rest only: where a node is lost its encoders start again on those that are left, and there must
+be as much left over then. What they ask for decides where they are put, not what they use.
 """
 
 from typing import Any
@@ -31,7 +32,7 @@ def encoder_pool(resources: EncoderResources) -> dict[str, Any]:
     return {
         # GPUs may come and go; on CPUs an actor that starts late takes its start-up from those at work.
         "compute": ActorPoolStrategy(min_size=1 if gpus else most, max_size=most),
-        "num_cpus": 1 if gpus else max(0.1, round((smallest - LEFT_OVER) / smallest, 2)),
+        "num_cpus": 1 if gpus else max(0.05, round((smallest - LEFT_OVER) / smallest / 2, 2)),
         "num_gpus": gpus,
         "batch_size": resources.batch or (64 if gpus else 16),
         "batch_format": "pyarrow",

@@ -83,6 +83,18 @@ def test_a_kill_loses_nothing(whole, tmp_path, verb, kind):
 
 
 @pytest.mark.fault
+def test_a_node_lost_from_a_resumed_run_loses_nothing(whole, tmp_path):
+    """At a resume Ray's filter takes a CPU of its own: the encoders of the node that died must not take its last one."""
+    config, out = same_inputs(whole, tmp_path, "texts"), tmp_path / "texts"
+    chaos.finish("texts", config | {"limit": 8}, tmp_path)
+    hit, ended_well = chaos.strike("texts", config, tmp_path, out, "node", when=lambda: chaos.committed(out) > 8)
+    assert hit
+    if not ended_well:
+        chaos.finish("texts", config, tmp_path)
+    assert_equal(whole, tmp_path, "texts")
+
+
+@pytest.mark.fault
 def test_ctrl_c_twice_ends_quickly_and_loses_nothing(whole, tmp_path):
     config, out = same_inputs(whole, tmp_path, "images"), tmp_path / "images"
     process = chaos.start("images", config, tmp_path)
