@@ -1,0 +1,93 @@
+"""Predictions as arrays. A study is the unit of evaluation: its images' probabilities are averaged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from contracts.errors import CxrayError
+
+COLUMNS = ("row_id", "group_id", "split", "study_id", "model", "target", "score", "label")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one model said of n studies. Studies stand in the order of their ids, so that models of the same rows can be compared."""
+
+    model: str
+    targets: tuple[str, ...]
+    studies: np.ndarray  # [n], str
+    groups: np.ndarray  # [n], str: the patients
+    splits: np.ndarray  # [n], str
+    scores: np.ndarray  # [n, F], float64 probabilities
+    labels: np.ndarray  # [n, F], float64: 1, 0, or NaN where nothing is known
+
+
+def arrays(table: pa.Table, targets: Sequence[str] | None = None) -> dict[str, Predictions]:
+    """A long table (COLUMNS; one row an image, model and target; a null label is an unknown one) -> the predictions of each model.
+
+    targets: which, in which order; without it all there are, by name. Raises CxrayError where a score is null, where an image was
+    scored twice, where the images of a study differ in patient, split or label, and where a model left out a study or a target.
+    """
+    if missing := [c for c in COLUMNS if c not in table.column_names]:
+        raise CxrayError(f"predictions: no column {', '.join(missing)}; make them again with this version of cxray")
+    there = sorted(pc.unique(table["target"]).to_pylist())
+    targets = tuple(targets or there)
+    if strangers := [t for t in targets if t not in there]:
+        raise CxrayError(f"predictions: nothing said of {', '.join(strangers)}; there are {', '.join(there)}")
+    table = table.filter(pc.is_in(table["target"], value_set=pa.array(targets)))
+    if table["score"].null_count:
+        raise CxrayError(f"predictions: {table['score'].null_count:,} scores are null; predict again")
+    every, _ = _codes(table["study_id"])
+    return {
+        m: _of_model(table.filter(pc.equal(table["model"], m)), m, targets, every) for m in sorted(pc.unique(table["model"]).to_pylist())
+    }
+
+
+def _of_model(table: pa.Table, model: str, targets: tuple[str, ...], every: np.ndarray) -> Predictions:
+    studies, study = _codes(table["study_id"])
+    _, image = _codes(table["row_id"])
+    target = pc.index_in(table["target"], value_set=pa.array(targets)).to_numpy()
+    n, f = len(studies), len(targets)
+    if len(np.unique(image * f + target)) < len(image):
+        raise CxrayError(f"predictions of {model}: an image was scored twice; were two runs written into one folder?")
+    cell = study * f + target
+    images = np.bincount(cell, minlength=n * f)
+    if len(studies) < len(every) or not images.all():
+        raise CxrayError(f"predictions of {model}: it left out a study or a target that others have; predict the same rows with each model")
+    said = table["score"].to_numpy().astype(np.float64)
+    scores = np.bincount(cell, weights=said, minlength=n * f) / images
+    label = table["label"].cast(pa.float64()).to_numpy().astype(np.float64)
+    return Predictions(
+        model,
+        targets,
+        studies,
+        _one_each(table["group_id"].to_numpy(), study, n, f"predictions of {model}: a study belongs to two patients"),
+        _one_each(table["split"].to_numpy(), study, n, f"predictions of {model}: a study stands in two splits"),
+        scores.reshape(n, f),
+        _one_each(label, cell, n * f, f"predictions of {model}: the images of a study have different labels").reshape(n, f),
+    )
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Strings -> (the distinct ones, sorted; each row's place among them)."""
+    encoded = column.combine_chunks().dictionary_encode()
+    words = np.array(encoded.dictionary.to_pylist(), dtype=object)
+    order = np.argsort(words)
+    places = np.empty(len(words), np.int64)
+    places[order] = np.arange(len(words))
+    return words[order], places[encoded.indices.to_numpy()]
+
+
+def _one_each(values: np.ndarray, places: np.ndarray, count: int, otherwise: str) -> np.ndarray:
+    """The one value that all rows of a place share. Raises CxrayError, saying `otherwise`, where they do not."""
+    one = np.empty(count, values.dtype)
+    one[places] = values
+    same = one[places] == values
+    if values.dtype.kind == "f":
+        same |= np.isnan(one[places]) & np.isnan(values)
+    if not same.all():
+        raise CxrayError(otherwise)
+    return one
