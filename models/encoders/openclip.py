@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from contracts.errors import CxrayError
-from models.encoders.base import ImageEncoder, ImageOutput, TextEncoder, unit
+from models.encoders.base import PAD, ImageEncoder, ImageOutput, TextEncoder, unit
 from models.encoders.device import autocast
 from models.encoders.pixels import Pixels
 from models.encoders.weights import fingerprint, local_folder, tokenizer_settings
@@ -106,7 +106,8 @@ class OpenClipText(TextEncoder):
     def _forward(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         ids = self.tokenizer(texts)
         if self.pad is not None:  # a BERT masks its padding, so columns that are all padding only cost time
-            ids = ids[:, : int((ids != self.pad).any(0).nonzero().max()) + 1]
+            longest = int((ids != self.pad).any(0).nonzero().max()) + 1
+            ids = ids[:, : -(-longest // PAD) * PAD]
         seen: list[Any] = []
         hook = self.last.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         try:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from contracts.errors import CxrayError
-from models.encoders.base import TextEncoder
+from models.encoders.base import TextEncoder, padding
 from models.encoders.device import autocast
 from models.encoders.weights import fingerprint, local_folder, refuse_pickles, tokenizer_settings
 
@@ -36,6 +36,7 @@ class SentenceText(TextEncoder):
         self.prompt = model.prompts.get(model.default_prompt_name) or ""
         limits = [model.max_seq_length, model.tokenizer.model_max_length]
         self.context = min(int(limit) for limit in limits if limit)
+        model[0].processing_kwargs = {"text": {"pad_to_multiple_of": padding(self.context)}}
         self.dim, self.token_dim = model.get_embedding_dimension(), network.config.hidden_size
         settings = {
             "context": self.context,
