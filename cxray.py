@@ -1,6 +1,7 @@
 """cxray: chest X-rays on Ray. The front door: every verb, a line each.
 
-cxray VERB CONFIG.yaml --set a.b=c        cohort, images, features, texts, index, overview
+cxray VERB CONFIG.yaml --set a.b=c        cohort, images, features, knowledge, texts, index, leaks,
+                                          train, overview
 cxray run all.yaml                        a chain of them; what is finished and unchanged is skipped
 cxray synth OUT, cxray verify DIR, cxray search INDEX
 """
@@ -25,9 +26,12 @@ VERBS = {
     "cohort": ("pipelines.cohort.job", "CohortConfig", "MIMIC's tables -> one row an image, and a data card."),
     "images": ("pipelines.images.job", "ImagesConfig", "A cohort's image files -> stored pictures."),
     "features": ("pipelines.features", "FeaturesConfig", "Stored pictures -> an image encoder's embeddings and tokens."),
-    "texts": ("pipelines.texts", "TextsConfig", "A cohort's reports -> a text encoder's embeddings."),
+    "knowledge": ("pipelines.knowledge.base", "KnowledgeConfig", "Passages, ours and your own -> a knowledge base that notes ask."),
+    "texts": ("pipelines.texts", "TextsConfig", "A cohort's charts and reports -> notes, their passages, a text encoder's embeddings."),
     "index": ("pipelines.search.index", "IndexConfig", "Embeddings -> a search index."),
-    "overview": ("pipelines.overview", "OverviewConfig", "One page of what a folder of outputs holds."),
+    "leaks": ("evaluation.leaks", "LeaksConfig", "How much of the answer the notes hold, before and after the filter."),
+    "train": ("trainers.fusion", "FusionConfig", "Features, texts and charts -> a trained model."),
+    "overview": ("pipelines.overview.job", "OverviewConfig", "One page of what a folder of outputs holds."),
 }
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -48,7 +52,7 @@ def _add(name: str) -> None:
         typer.echo(module.run(load(kind, config, [*(set or []), *(["profile=true"] if profile else [])])))
 
 
-for _name in VERBS.keys() - {"synth"}:
+for _name in VERBS.keys() - {"synth", "train"}:
     _add(_name)
 
 
@@ -58,6 +62,16 @@ def synth(out: str, patients: int = 300, seed: int = 0, dicom: bool = False) -> 
     typer.echo(
         module.run(load(kind, {"out": str(Path(out).parent), "into": Path(out).name, "patients": patients, "seed": seed, "dicom": dicom}))
     )
+
+
+@app.command(help=VERBS["train"][2])
+def train(
+    config: ConfigFile,
+    set: Sets = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="One batch through data, model, loss, step and checkpoint.")] = False,
+) -> None:
+    module, kind = _verb("train")
+    typer.echo((module.try_out if dry_run else module.run)(load(kind, config, set or [])))
 
 
 @app.command()

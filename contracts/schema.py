@@ -37,7 +37,7 @@ Section = Literal["examination", "indication", "technique", "comparison", "findi
 SECTIONS: tuple[Section, ...] = get_args(Section)
 
 
-VERSIONS = {"cohort": 1, "images": 1, "features": 1, "texts": 1}
+VERSIONS = {"cohort": 1, "images": 1, "features": 1, "texts": 2}
 
 
 @dataclass(frozen=True)
@@ -131,21 +131,31 @@ def features_schema(dim: int, grid: int, token_dim: int) -> Schema:
 
 
 def texts_schema(dim: int) -> Schema:
-    """A text encoder's output: note segments and passages (`segments`), and the report's embedding where there is a report."""
+    """A text encoder's output: note segments and passages (`segments`), and the report's embedding where there is a report.
+
+    Kinds of segments: `raw`, the complaint and triage as charted, unfiltered; `note`, the filtered narrative; `passage`, retrieved
+    knowledge, whose words and vector stand once, in the knowledge folder.
+    """
     vector = pa.list_(pa.float32(), dim)
     segment = pa.struct(
         [
-            ("kind", pa.string()),  # raw, note, passage
-            ("id", pa.string()),  # of the text (its hash) or of the passage
-            ("asked_by", pa.string()),  # a passage: the segment that fetched it
+            ("kind", pa.string()),
+            ("name", pa.string()),  # of a raw or note segment: triage, presentation, vitals, ...
+            ("text", pa.string()),
+            ("embedding", vector),
+            ("id", pa.string()),  # of a passage, as are the two below
+            ("asked_by", pa.string()),  # the segment that fetched it
             ("score", pa.float32()),
-            ("embedding", vector),  # null for a passage: its vector stands once, in the knowledge folder
         ]
     )
+    removed = pa.struct([("rule", pa.string()), ("count", pa.int32())])
     columns = [
         *KEYS,
         ("study_id", pa.string()),
         ("segments", pa.list_(segment)),
+        ("note_tokens", pa.int32()),  # of the narrative as it stands here
+        ("note_cut", pa.int32()),  # tokens that did not fit
+        ("removed", pa.list_(removed)),  # what the leakage filter took out: how often, never what
         ("report_embedding", vector),
         ("report_tokens", pa.int32()),
         ("report_truncated", pa.bool_()),

@@ -1,66 +1,108 @@
-"""`cxray texts CONFIG`: a cohort's reports -> one text encoder's embeddings.
+"""`cxray texts CONFIG`: a cohort's charts and reports -> one text encoder's embeddings, with the passages that each note asked for.
 
 .venv/bin/cxray texts configs/demo/texts.yaml
 """
 
-from typing import Any
+from collections import Counter
+from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from contracts.dataset import open_dataset
+from contracts.chart import Chart
+from contracts.dataset import Dataset, open_dataset
 from contracts.schema import Schema, Section, texts_schema
 from contracts.storage import Place
 from models.encoders import load_text
+from pipelines.inputs.reading import Inputs, InputsConfig
 from pipelines.job import KEY_NAMES, Job, RowsConfig, Summary, block
+from pipelines.knowledge.retrieve import Knowledge
 from pipelines.pool import EncoderResources, encoder_pool, one_thread_on_cpu
 
+KIND = "segments.list.element.kind"  # in Parquet: to be read without the vectors beside it
+CHART = [f"chart_{name}" for name in Chart.model_fields if name != "indication"]
 
-class TextsConfig(RowsConfig):
+
+class TextsConfig(RowsConfig, InputsConfig):
     cohort: str = "cohort"
+    knowledge: str | None = None  # the folder that `cxray knowledge` made; without it notes fetch no passages
     into: str = "texts"
     encoder: str = "st:all-MiniLM-L6-v2"
     report: tuple[Section, ...] = ("findings", "impression")  # the sections that stand for the report, in this order
-    resources: EncoderResources = EncoderResources()
+    resources: EncoderResources = EncoderResources(batch=64)  # equal segments of a batch are encoded once
+
+    outside_fingerprint: ClassVar[frozenset[str]] = RowsConfig.outside_fingerprint
 
     def inputs(self) -> dict[str, Place]:
-        return {"cohort": self.at(self.cohort)}
+        return {"cohort": self.at(self.cohort)} | ({"knowledge": self.at(self.knowledge)} if self.knowledge else {})
+
+    def reading(self) -> InputsConfig:
+        """What decides how a chart is read, without where it comes from."""
+        return InputsConfig(**{name: getattr(self, name) for name in InputsConfig.model_fields})
 
 
 def run(cfg: TextsConfig) -> Summary:
-    """Raises CxrayError where there is no cohort, or where the encoder cannot be loaded. A row without a report has no embedding."""
+    """Raises CxrayError where there is no cohort or knowledge, where the encoder cannot be loaded, or is not the knowledge's own."""
     cohort = open_dataset(cfg.at(cfg.cohort), "cohort")
     encoder = load_text(cfg.encoder, device="cpu")
+    knowledge = Knowledge(cfg.at(cfg.knowledge)) if cfg.knowledge else None
+    Inputs(cfg.reading(), encoder, knowledge)  # says now, and not in a worker, what does not go together
     about = {"name": encoder.name, "fingerprint": encoder.fingerprint, "dim": encoder.dim, "joint": encoder.joint}
-    del encoder
+    known = {"uri": str(cfg.at(cfg.knowledge)), "fingerprint": knowledge.fingerprint} if knowledge else None
+    del encoder, knowledge
     schema = texts_schema(about["dim"])
-    with Job("texts", cfg, schema, made_by=[cohort.fingerprint, about["fingerprint"]]) as job:
-        rows = job.read(cohort, ["study_id", *(f"report_{s}" for s in cfg.report)])
-        args = (about["name"], cfg.report, schema)
-        rows = rows.map_batches(EncodeReports, fn_constructor_args=args, **encoder_pool(cfg.resources))
-        return job.write(rows, cpus=0.25, notes=_without_report, encoder=about)
+    with Job("texts", cfg, schema, made_by=[cohort.fingerprint, about["fingerprint"], known["fingerprint"] if known else ""]) as job:
+        indication = {"report_indication"} if cfg.notes.indication else set()
+        rows = job.read(cohort, ["study_id", *CHART, *sorted({f"report_{s}" for s in cfg.report} | indication)])
+        rows = rows.map_batches(EncodeTexts, fn_constructor_args=(cfg, schema), **encoder_pool(cfg.resources))
+        return job.write(rows, cpus=0.25, notes=_told, encoder=about, knowledge=known, reading=cfg.reading().model_dump(mode="json"))
 
 
-def _without_report(texts: Any) -> list[str]:
-    none = texts.table(["report_tokens"])["report_tokens"].null_count
-    cut = sum(bool(cut) for cut in texts.table(["report_truncated"])["report_truncated"].to_pylist())
-    return [f"without a report: {none:,}; longer than the encoder reads, and cut: {cut:,}"]
+class EncodeTexts:
+    """An actor that holds one text encoder, and the knowledge base, which is small."""
 
-
-class EncodeReports:
-    """An actor that holds one text encoder."""
-
-    def __init__(self, name: str, report: tuple[str, ...], schema: Schema) -> None:
+    def __init__(self, cfg: TextsConfig, schema: Schema) -> None:
         one_thread_on_cpu()
-        self.encoder, self.report, self.schema = load_text(name), report, schema
+        self.cfg, self.schema, self.encoder = cfg, schema, load_text(cfg.encoder)
+        knowledge = Knowledge(cfg.at(cfg.knowledge)) if cfg.knowledge else None
+        self.inputs = Inputs(cfg.reading(), self.encoder, knowledge)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """(keys, study_id, report sections) -> TEXTS."""
+        """(keys, study_id, chart, report sections) -> TEXTS."""
         rows = batch.to_pylist()
-        said = [" ".join(part for s in self.report if (part := row[f"report_{s}"])) for row in rows]
-        have = [i for i, text in enumerate(said) if text]
-        done = [{k: row[k] for k in (*KEY_NAMES, "study_id")} | {"segments": []} for row in rows]
-        if have:
-            found = self.encoder([said[i] for i in have])
-            for i, vector, tokens, cut in zip(have, found.embedding, found.tokens, found.truncated, strict=True):
-                done[i] |= {"report_embedding": vector, "report_tokens": int(tokens), "report_truncated": bool(cut)}
+        charts = [Chart.from_row(row, indication=self.cfg.notes.indication) for row in rows]
+        readings = self.inputs(charts, [row["group_id"] for row in rows])
+        done = [
+            {k: row[k] for k in (*KEY_NAMES, "study_id")}
+            | {"segments": reading.rows(), "note_tokens": reading.tokens, "note_cut": reading.cut}
+            | {"removed": [{"rule": rule, "count": n} for rule, n in sorted(reading.note.removed.items())]}
+            for row, reading in zip(rows, readings, strict=True)
+        ]
+        self._reports(rows, done)
         return block(done, self.schema)
+
+    def _reports(self, rows: list[dict[str, Any]], done: list[dict[str, Any]]) -> None:
+        """Add the report's embedding where there is a report: what a model is held against, never what it is given."""
+        said = [" ".join(part for s in self.cfg.report if (part := row[f"report_{s}"])) for row in rows]
+        have = [i for i, text in enumerate(said) if text]
+        if not have:
+            return
+        found = self.encoder([said[i] for i in have])
+        for i, vector, tokens, cut in zip(have, found.embedding, found.tokens, found.truncated, strict=True):
+            done[i] |= {"report_embedding": vector, "report_tokens": int(tokens), "report_truncated": bool(cut)}
+
+
+def _told(texts: Dataset) -> list[str]:
+    """Lines for the summary: what stands in the notes, what was taken out, what did not fit."""
+    table = texts.table(["note_tokens", "note_cut", "removed", "report_tokens", "report_truncated"])
+    kinds = Counter(pc.struct_field(pc.list_flatten(texts.leaves([KIND])["segments"]), "kind").to_pylist())
+    taken = pc.sum(pc.struct_field(pc.list_flatten(table["removed"]), "count")).as_py() or 0
+    from_notes = pc.sum(pc.greater(pc.list_value_length(table["removed"]), 0)).as_py() or 0
+    rows, tokens = max(table.num_rows, 1), pc.sum(table["note_tokens"]).as_py() or 0
+    return [
+        f"a note has {kinds['note'] / rows:.1f} segments, {tokens / rows:.0f} tokens and {kinds['passage'] / rows:.1f} passages",
+        f"taken out by the leakage filter: {taken:,} statements, in {from_notes:,} notes",
+        f"notes that were too long, and cut: {pc.sum(pc.greater(table['note_cut'], 0)).as_py() or 0:,}",
+        f"without a report: {table['report_tokens'].null_count:,}; "
+        f"longer than the encoder reads, and cut: {pc.sum(table['report_truncated']).as_py() or 0:,}",
+    ]

@@ -1,8 +1,9 @@
-"""`cxray verify DIR [--json]`: rows in = rows out + rejects, each id once, the promised columns, finite vectors.
+"""`cxray verify DIR [--json]`: rows in = rows out + rejects, each id once, the promised columns, finite vectors, no leak in a note.
 
 It reads the files themselves, not the manifest's word for them.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from contracts.dataset import Dataset, open_dataset
 from contracts.storage import Place
+from pipelines.inputs.leakage import scan
 from pipelines.ledger import ids_hash
 
 
@@ -55,7 +57,8 @@ def verify(where: Place) -> Verdict:
             lacking = [c for c in promised if c not in has]
             if lacking:
                 verdict.problems.append(f"{file['path']}: lacks {', '.join(lacking)}")
-            verdict.problems += [f"{file['path']}: {p}" for p in _unreal(table)]
+            found = _unreal(table) + (_leaks(table, data.manifest["reading"]) if data.manifest["schema"] == "texts" else [])
+            verdict.problems += [f"{file['path']}: {p}" for p in found]
         else:
             verdict.rejects += table.num_rows
             for reason in table["reason"].to_pylist():
@@ -93,4 +96,20 @@ def _unreal(table: pa.Table) -> list[str]:
             values = pc.list_flatten(table[column.name]).to_numpy()
             if not np.isfinite(values).all():
                 problems.append(f"{column.name}: not finite in some rows")
+        if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type) and "embedding" in column.type.value_type.names:
+            values = pc.list_flatten(pc.struct_field(pc.list_flatten(table[column.name]), "embedding")).to_numpy()
+            if not np.isfinite(values).all():
+                problems.append(f"{column.name}: embeddings not finite in some rows")
     return problems
+
+
+def _leaks(texts: pa.Table, reading: dict[str, Any]) -> list[str]:
+    """Findings that the filtered notes name, with how many segments do. Passages are about findings and are exempt."""
+    segments = pc.list_flatten(texts["segments"])
+    notes = segments.filter(pc.equal(pc.struct_field(segments, "kind"), "note"))
+    counts = Counter(pc.struct_field(notes, "text").to_pylist())
+    edema = reading["notes"]["leakage"]["peripheral_edema"]
+    found: Counter[str] = Counter()
+    for text, n in counts.items():
+        found.update(dict.fromkeys(scan(text, edema), n))
+    return [f"{n:,} note segments hold a term of {finding}" for finding, n in sorted(found.items())]

@@ -3,6 +3,7 @@
 .venv/bin/cxray run configs/demo/all.yaml        # its last step; the page is runs/demo/report.html
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from contracts.runs import read_run, record
 from contracts.storage import Place, place
 from pipelines.cohort.card import page as card_page
 from pipelines.job import VerbConfig
+from pipelines.overview import patient
 from pipelines.search.ask import Answer, Index
 
 EXAMPLES = 8
@@ -44,10 +46,12 @@ class OverviewConfig(VerbConfig):
     features: str = "features"
     texts: str | None = None
     index: str = "index"
+    knowledge: str | None = None
+    leaks: str | None = None
     searches: tuple[Question, ...] = ()
 
     def inputs(self) -> dict[str, Place]:
-        names = {n: getattr(self, n) for n in ("cohort", "images", "features", "texts", "index")}
+        names = {n: getattr(self, n) for n in ("cohort", "images", "features", "texts", "index", "knowledge", "leaks")}
         return {n: self.at(name) for n, name in names.items() if name}
 
 
@@ -72,6 +76,10 @@ def run(cfg: OverviewConfig) -> OverviewSummary:
     index = Index(cfg.at(cfg.index))
     for question in cfg.searches:
         _search(p, index, question, examples, images)
+    if cfg.texts and cfg.knowledge:
+        patient.show(p, cohort, open_dataset(cfg.at(cfg.texts), "texts"), cfg.at(cfg.knowledge), synthetic)
+    if cfg.leaks:
+        _leak_meter(p, cfg.at(cfg.leaks))
     p.add(card_page(cohort.manifest["card"]), "The data card")
     where = cfg.at("report.html")
     where.write(p.html().encode())
@@ -126,6 +134,26 @@ def _search(p: Page, index: Index, question: Question, examples: list[dict[str, 
     asked = " and ".join(([f"“{question.text}”"] if question.text else []) + ([f"example image {question.like}"] if like else []))
     pictures = zip(_bytes(images, [a.row_id for a in answers]), map(_answer, answers), strict=True)
     p.pictures(f"Search: {asked}" + (f", where {question.where}" if question.where else ""), list(pictures))
+
+
+def _leak_meter(p: Page, where: Place) -> None:
+    """What `cxray leaks` found; its own page has the rest."""
+    found = json.loads((where / "metrics.json").read())
+
+    def line(name: str, of: dict[str, Any]) -> tuple[str, ...]:
+        return name, *(_span(of[view]) for view in ("before", "after", "structured"))
+
+    rows = [line("mean over findings", found["macro"]), *(line(name, of) for name, of in found["findings"].items())]
+    p.table(
+        "The leak meter",
+        ("finding", "notes before the filter", "notes after it", "structured features alone"),
+        rows,
+        "AUROC on validate of a bag of words that reads the notes, with 95 % intervals over patients.",
+    )
+
+
+def _span(interval: dict[str, float | None]) -> str:
+    return "not measured" if interval["value"] is None else "{value:.2f} ({low:.2f} to {high:.2f})".format(**interval)
 
 
 def _answer(answer: Answer) -> str:

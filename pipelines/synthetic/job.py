@@ -21,6 +21,7 @@ from pydantic import Field
 from contracts.errors import CxrayError
 from pipelines.job import VerbConfig
 from pipelines.synthetic.chart import Charts
+from pipelines.synthetic.lexicon import passages
 from pipelines.synthetic.oddities import put_oddities
 from pipelines.synthetic.pictures import Drawing, draw_study
 from pipelines.synthetic.records import TABLES
@@ -30,7 +31,7 @@ from pipelines.synthetic.tables import CXR, study_folder, write_table
 from pipelines.synthetic.timeline import Lives
 from pipelines.synthetic.truth import write_truth
 
-_VERSION = 1  # of what a seed means: raise it when the same settings give other bytes
+_VERSION = 2  # of what a seed means: raise it when the same settings give other bytes
 _README = """All of this is synthetic. No patient, picture, report, visit or value in these folders is real.
 
 They were made by `cxray synth` to have the layout, the column names and the dirt of MIMIC-CXR-JPG, MIMIC-CXR, MIMIC-IV-ED
@@ -40,6 +41,7 @@ words that mean nothing outside these folders.
 regions.csv.gz         dicom_id, finding, x0, y0, x1, y1: where each finding was drawn, in pixels of the image, x1 and y1 outside.
                        Doubted findings are drawn faintly. 'No Finding' is not drawn and has no box. On a lateral picture
                        only some findings are drawn.
+knowledge/             passages on the coined words, a corpus for `cxray knowledge`.
 truth/images.parquet   what the generator says it made, a row an image of the metadata table.
 synth.json             the settings that made this folder; written last.
 """
@@ -135,6 +137,8 @@ def _write(root: Path, cfg: SynthConfig, patients: list[Patient], processes: int
         write_table(root, name, rows(patients))
     _write_reports(root, cfg.seed, patients)
     write_truth(root / "truth" / "images.parquet", patients)
+    (root / "knowledge").mkdir()
+    (root / "knowledge" / "coined.jsonl").write_text("".join(json.dumps(p) + "\n" for p in passages(cfg.seed)))
     (root / "README.txt").write_text(_README)
     drawings: list[Drawing] = [
         (study_folder(p.subject_id, s.study_id), s.case.present, s.images, cfg.dicom) for p in patients for s in p.studies

@@ -1,0 +1,1 @@
+"""One page of what a folder of outputs holds."""
