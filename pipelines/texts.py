@@ -48,7 +48,7 @@ def run(cfg: TextsConfig) -> Summary:
     knowledge = Knowledge(cfg.at(cfg.knowledge)) if cfg.knowledge else None
     Inputs(cfg.reading(), encoder, knowledge)  # says now, and not in a worker, what does not go together
     about = {"name": encoder.name, "fingerprint": encoder.fingerprint, "dim": encoder.dim, "joint": encoder.joint}
-    known = {"uri": str(cfg.at(cfg.knowledge)), "fingerprint": knowledge.fingerprint} if knowledge else None
+    known = {"uri": str(knowledge.where), "fingerprint": knowledge.fingerprint} if knowledge else None
     del encoder, knowledge
     schema = texts_schema(about["dim"])
     with Job("texts", cfg, schema, made_by=[cohort.fingerprint, about["fingerprint"], known["fingerprint"] if known else ""]) as job:

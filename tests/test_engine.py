@@ -1,0 +1,314 @@
+"""The engine without Ray: one process, and two plain spawned processes over gloo."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing import event_accumulator
+from toy_task import LABELS, Cut, Net, Toy, losses, run, toy_config, toy_data
+
+from contracts.config import load
+from contracts.dataset import open_dataset
+from contracts.errors import CxrayError
+from contracts.storage import Place
+from trainers.engine import Data, TrainerConfig, dry_run, fit
+from trainers.engine.board import curves
+from trainers.engine.loop import schedule
+from trainers.engine.plain import load_weights
+from trainers.engine.run import check_cluster
+
+# What two ranks are asked to do: name -> (settings, task, checkpoints until it is cut short, the name whose checkpoint it goes on from).
+STAGES = (0, 1, 2, 3)
+TWO = {"resources": {"workers": 2}, "epochs": 2}
+JOBS: dict[str, tuple[dict[str, Any], dict[str, Any], int | None, str | None]] = {
+    **{f"stage {s}": ({"zero_stage": s}, {}, None, None) for s in STAGES},
+    **{f"cut {s}": ({"zero_stage": s, "checkpoint_steps": 2}, {}, 1, None) for s in STAGES},
+    **{f"resumed {s}": ({"zero_stage": s, "checkpoint_steps": 2}, {}, None, f"cut {s}") for s in STAGES},
+    "offload": ({"zero_stage": 2, "offload": True}, {}, None, None),
+    "one forward": ({"zero_stage": 2, "micro_batch": 8}, {}, None, None),
+    "noise": ({"zero_stage": 1}, {"noise": 0.3}, None, None),
+    "norm": ({"zero_stage": 0}, {"frozen_norm": False}, None, None),
+    "poison": ({"zero_stage": 2}, {"poison": 3}, None, None),
+    "other model": ({"zero_stage": 2, "checkpoint_steps": 2}, {"wide": 3}, None, "cut 2"),
+    "other stage": ({"zero_stage": 1, "checkpoint_steps": 2}, {}, None, "cut 2"),
+    # Last, because DeepSpeed keeps the precision for the process, which trains one model in life.
+    "bf16": ({"zero_stage": 2, "precision": "bf16"}, {}, None, None),
+    "fp16": ({"zero_stage": 0, "precision": "fp16"}, {}, None, None),
+}
+
+
+def rank_of_two(rank: int, world: int, folder: Path, jobs: dict[str, Any]) -> None:
+    """A spawned process: all jobs, one after the other; rank 0 writes down what came of each."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
+    data = toy_data_again(folder)
+    for name, (settings, how, cut_after, source) in jobs.items():
+        own = folder / name
+        if source:
+            shutil.copytree(folder / source, own, dirs_exist_ok=True) if rank == 0 else None
+            torch.distributed.barrier()
+        cfg = toy_config(folder, **TWO, **settings) if world == 2 else toy_config(folder, deepspeed=True, **settings)
+        try:
+            said = run(own, Toy(**how), cfg, data, rank, world, cut_after, resume=own / "checkpoint" if source else None)
+        except Cut:
+            said = {}
+        except CxrayError as error:
+            said = {"error": str(error)}
+        if rank == 0:
+            own.mkdir(exist_ok=True)
+            (own / "said.json").write_text(json.dumps(said))
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def toy_data_again(folder: Path) -> Data:
+    """What `toy_data` made, opened in another process."""
+    places = [Place(str(folder / "data" / n)) for n in ("vectors", "tokens")]
+    first, second = (open_dataset(p) for p in places)
+    table = pq.read_table(folder / "data" / "labels.parquet")
+    return Data(first.table(["row_id", "group_id", "split"]), (first, second), (table,))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    data = toy_data(folder / "data")
+    pq.write_table(data.small[0], folder / "data" / "labels.parquet")
+    torch.multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
+        rank_of_two, (2, folder, JOBS), nprocs=2
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The same by plain PyTorch in one process, a global batch in one forward pass."""
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, run(folder, Toy(), toy_config(folder, micro_batch=16), toy_data(folder / "data"))
+
+
+def said(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / name / "said.json").read_text())
+
+
+@pytest.mark.parametrize("name", [*(f"stage {s}" for s in STAGES), *(f"resumed {s}" for s in STAGES), "offload", "one forward"])
+def test_two_ranks_train_as_one_process_does(name: str, two_ranks: Path, alone: tuple[Path, dict[str, Any]]):
+    """ZeRO 0 to 3, with gradients accumulated and labels masked; cut in mid-epoch and resumed as well."""
+    there, (folder, here) = said(two_ranks, name), alone
+    assert len(losses(here)) == 6
+    np.testing.assert_allclose(losses(there), losses(here), rtol=2e-6)
+    for before, after in zip(here["epochs"], there["epochs"]):
+        assert after == pytest.approx(before, rel=1e-5)
+    norms = [[s["grad_norm"] for s in at["steps"]] for at in (here, there)]
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-4)
+    assert min(norms[0]) > 0.1  # so that the clipping was at work
+    ours, theirs = (load_file(f / "checkpoint" / "weights.safetensors") for f in (folder, two_ranks / name))
+    for key, tensor in ours.items():
+        torch.testing.assert_close(theirs[key], tensor, rtol=1e-4, atol=1e-5, check_dtype=False)
+
+
+def test_augmentation_is_of_the_row_not_of_the_rank(two_ranks: Path, alone: tuple[Path, dict[str, Any]]):
+    folder = alone[0]
+    here = run(folder / "noise", Toy(noise=0.3), toy_config(folder, micro_batch=16), toy_data(folder / "again"))
+    np.testing.assert_allclose(losses(said(two_ranks, "noise")), losses(here), rtol=2e-6)
+    assert max(abs(np.subtract(losses(here), losses(alone[1])))) > 1e-3
+
+
+def test_half_precision_and_batch_norm_in_training_on_two_ranks(two_ranks: Path, alone: tuple[Path, dict[str, Any]]):
+    for precision in ("bf16", "fp16"):
+        half = losses(said(two_ranks, precision))
+        np.testing.assert_allclose(half, losses(alone[1]), rtol=0.02)
+        assert half != pytest.approx(losses(alone[1]), rel=1e-6)  # it did compute in it
+    assert all(math.isfinite(x) for x in losses(said(two_ranks, "norm")))
+    buffers = load_file(two_ranks / "norm" / "checkpoint" / "weights.safetensors")
+    assert buffers["body.1.running_mean"].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("poison", "the loss is nan at step 2 of epoch 0: lower lr"),
+        ("other model", "the last checkpoint is of another model"),
+        ("other stage", "the last checkpoint was written with another zero_stage"),
+    ],
+)
+def test_two_ranks_say_what_is_wrong(name: str, sentence: str, two_ranks: Path):
+    assert said(two_ranks, name)["error"].startswith(sentence)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_fewer_workers_than_wrote_the_checkpoint(stage: int, two_ranks: Path):
+    cfg = toy_config(two_ranks, zero_stage=stage, checkpoint_steps=2)
+    with pytest.raises(CxrayError, match=f"written by 2 workers at ZeRO stage {stage}.* now there are 1: set resources.workers to 2"):
+        run(two_ranks, Toy(), cfg, toy_data_again(two_ranks), resume=two_ranks / f"cut {stage}" / "checkpoint")
+
+
+# ---- one process ----
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Data:
+    return toy_data(tmp_path / "data")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_run_that_was_cut_ends_as_an_unbroken_one(precision: str, tmp_path: Path, data: Data):
+    cfg = toy_config(tmp_path, checkpoint_steps=2, precision=precision, epochs=3)
+    whole = run(tmp_path / "whole", Toy(noise=0.1), cfg, data)
+    with pytest.raises(Cut):
+        run(tmp_path / "cut", Toy(noise=0.1), cfg, data, cut_after=3)
+    rest = run(tmp_path / "cut", Toy(noise=0.1), cfg, data, resume=tmp_path / "cut" / "checkpoint")
+    assert losses(rest) == losses(whole)
+    assert rest["epochs"] == whole["epochs"]
+    again = Toy()
+    assert run(tmp_path / "cut", again, cfg, data, resume=tmp_path / "cut" / "checkpoint")["over"]
+    assert again.steps == 0  # there was nothing left to do
+
+
+def test_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Path, data: Data):
+    class Fixed(Toy):
+        said = iter([0.5, 0.3, 0.2, 0.2, math.nan, 0.1])
+
+        def metrics(self, predictions: Any) -> dict[str, float]:
+            return {"brier": next(self.said)}
+
+    at = run(tmp_path, Fixed(), toy_config(tmp_path, epochs=9, patience=2), data)  # the first is asked for before training
+    assert [e["epoch"] for e in at["epochs"]] == [0, 1, 2, 3]
+    assert (at["best_epoch"], at["best"], at["over"]) == (1, {"brier": 0.2}, True)
+    scores = [m["score"] for m in at["reported"]]
+    assert sorted(range(4), key=scores.__getitem__) == [3, 0, 2, 1]  # by which checkpoints are kept: NaN is worst, of equals the first
+
+
+def test_a_batch_without_a_label_teaches_nothing():
+    task, net = Toy(), Net()
+    task.pos_weight = torch.ones(LABELS)
+    batch = {"x": torch.randn(4, 10), "y": torch.zeros(4, LABELS), "mask": torch.zeros(4, LABELS)}
+    assert task.step(net, [batch], lambda loss: loss.backward()) == {"loss": 0.0}
+    assert all(not p.grad.any() for p in net.parameters() if p.grad is not None)
+
+
+def test_rate_rises_then_falls_to_nothing():
+    rates = [schedule(step, 100, 0.1) for step in range(100)]
+    assert rates[:10] == pytest.approx(np.linspace(0.1, 1.0, 10))
+    assert rates[10] == 1.0
+    assert (np.diff(rates[10:]) < 0).all()
+    assert rates[55] == pytest.approx(0.5)
+    assert schedule(99, 100, 0.1) < 0.001
+    assert schedule(0, 100, 0.0) == 1.0
+
+
+def test_the_rate_is_the_schedule_s_also_after_a_resume(tmp_path: Path, data: Data, two_ranks: Path):
+    expected = [0.02 * schedule(step, 6, 0.05) for step in range(6)]
+    for at in (run(tmp_path, Toy(), toy_config(tmp_path), data), said(two_ranks, "resumed 2")):
+        assert [s["lr"] for s in at["steps"]] == pytest.approx(expected)
+
+
+def test_groups_leave_biases_and_norms_without_decay():
+    net = Net()
+    net.head.weight.requires_grad_(False)
+    deep, flat = Toy().groups(net)
+    assert [tuple(p.shape) for p in deep["params"]] == [(16, 10)]
+    assert flat["weight_decay"] == 0
+    assert sum(len(g["params"]) for g in (deep, flat)) == sum(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"micro_batch": 9, "resources": {"workers": 2}}, "micro_batch 9 on 2 workers is more than batch 16"),
+        ({"batch": 5, "micro_batch": 1, "resources": {"workers": 2}}, "batch 5 cannot be shared out to 2 workers"),
+        ({"zero_stage": 2, "resources": {"workers": 2, "min_workers": 1}}, "needs zero_stage 0"),
+        ({"resources": {"workers": 1, "min_workers": 2}}, "min_workers 2 is more than resources.workers 1"),
+        ({"offload": True}, "offload needs zero_stage"),
+        ({"precision": "bf17"}, "precision"),
+    ],
+)
+def test_settings_that_do_not_fit_together(settings: dict[str, Any], sentence: str):
+    with pytest.raises(CxrayError, match=sentence):
+        load(TrainerConfig, {"batch": 16, "micro_batch": 4, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "how", "sentence"),
+    [
+        ({"metric": "auroc"}, {}, "metric 'auroc' is none of this task's: brier, rows"),
+        ({"batch": 64}, {}, "the train split has 50 rows, fewer than one batch of 64"),
+        ({"micro_batch": 1}, {"frozen_norm": False}, "batch norm needs at least two rows"),
+        ({"activation_checkpointing": True}, {}, "activation_checkpointing: Net cannot"),
+        ({"resources": {"gpus": 1}}, {}, "resources.gpus asks for a GPU"),
+    ],
+)
+def test_said_before_the_first_step(settings: dict[str, Any], how: dict[str, Any], sentence: str, tmp_path: Path, data: Data):
+    for go in (lambda t, c: run(tmp_path, t, c, data), lambda t, c: dry_run(t, c, data)):
+        with pytest.raises(CxrayError, match=sentence):
+            go(Toy(**how), toy_config(tmp_path, **settings))
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_weights_of_another_model(tmp_path: Path, data: Data):
+    run(tmp_path, Toy(), toy_config(tmp_path, epochs=1), data)
+    load_weights(Net(), tmp_path / "checkpoint" / "weights.safetensors")
+    with pytest.raises(CxrayError, match="holds the weights of another model"):
+        load_weights(Net(wide=3), tmp_path / "checkpoint" / "weights.safetensors")
+
+
+def test_a_folder_with_another_run(tmp_path: Path, data: Data):
+    out = Place(str(tmp_path / "run"))
+    out_file = out / "_begun.json"
+    out_file.write(json.dumps({"fingerprint": "another"}).encode())
+    with pytest.raises(CxrayError, match="holds a run with other settings or of other data"):
+        fit(Toy(), toy_config(tmp_path), data, out)
+    assert not (out / "_lease").exists()
+
+
+def test_tensorboard_and_curves(tmp_path: Path, data: Data):
+    at = run(tmp_path, Toy(), toy_config(tmp_path), data, board=Place(str(tmp_path / "board")))
+    seen = event_accumulator.EventAccumulator(str(tmp_path / "board")).Reload()
+    assert [e.value for e in seen.Scalars("train/loss")] == pytest.approx(losses(at))
+    assert [e.value for e in seen.Scalars("validate/brier")] == pytest.approx([e["brier"] for e in at["epochs"]])
+    assert curves(at["steps"], at["epochs"], "brier").startswith(b"\x89PNG")
+
+
+def test_dry_run_says_what_it_saw(tmp_path: Path, data: Data):
+    seen = dry_run(Toy(), toy_config(tmp_path, zero_stage=3, resources={"workers": 2}), data)
+    assert seen.shapes["x"] == "float32 [4, 10]"
+    assert seen.parameters["all"] == (259, 259)
+    assert seen.parameters["head"] == (51, 51)
+    assert seen.exported == ["config.json", "model.safetensors"]
+    assert seen.metrics["rows"] == 4
+    text = str(seen)
+    assert all(word in text for word in ("x: float32 [4, 10]", "259 parameters", "loss", "checkpoint", "GB"))
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(CxrayError, match="the loss is nan at step 0"):
+        dry_run(Toy(poison=1), toy_config(tmp_path), data)
+
+
+@pytest.mark.parametrize(
+    ("have", "settings", "sentence"),
+    [
+        ({"CPU": 8.0}, {"resources": {"gpus": 1}}, "1 workers with 1 GPU each are asked for, and the cluster has 0"),
+        ({"CPU": 2.0}, {"resources": {"workers": 3, "cpus": 1}}, "3 workers with 1 CPU each are asked for, and the cluster has 2"),
+        (
+            {"CPU": 8.0, "GPU": 1.0, "accelerator_type:T4": 1.0},
+            {"precision": "bf16", "resources": {"gpus": 1}},
+            "precision bf16: the cluster's T4 cannot compute in it; set precision fp16 or fp32",
+        ),
+    ],
+)
+def test_what_the_cluster_has_not(have: dict[str, float], settings: dict[str, Any], sentence: str, tmp_path: Path):
+    with pytest.raises(CxrayError, match=sentence):
+        check_cluster(toy_config(tmp_path, batch=18, **settings), have)
+    check_cluster(toy_config(tmp_path, batch=18, **settings), {"CPU": 8.0, "GPU": 2.0, "accelerator_type:A100": 1.0})

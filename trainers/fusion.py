@@ -1,0 +1,260 @@
+"""`cxray train CONFIG`, task `fusion`: image x notes with their evidence x clinical features -> the 14 CheXpert findings.
+
+Stage 1: the encoders are frozen, and what they made once (features, texts) is read. MDFNet is what is trained.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from pydantic import Field
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from contracts.chart import Chart
+from contracts.config import Config
+from contracts.dataset import open_dataset
+from contracts.errors import CxrayError
+from contracts.findings import FINDINGS
+from contracts.runs import record
+from contracts.storage import Place
+from evaluation.metrics import judge
+from models.encoders.grid import dequantise
+from models.mdfnet import KINDS, MODALITIES, MDFNet, MDFNetConfig
+from pipelines.inputs.clinical import CLINICAL, clinical
+from pipelines.job import VerbConfig
+from pipelines.knowledge.retrieve import Knowledge
+from trainers.engine import Batch, Data, Fitted, Seen, Task, TrainerConfig, dry_run, fit
+from trainers.losses import LossConfig, combined, pos_weight
+from trainers.targets import Policy, label_columns, targets
+
+Kind = Literal["raw", "note", "passage"]
+Modality = Literal["image", "text", "clinical"]
+CLIP = 8.0  # standard deviations: a mistyped value must not outweigh all others
+
+
+class Network(Config):
+    """What of MDFNet a config may set; the widths of its inputs come from the data."""
+
+    dim: int = Field(default=256, ge=1)
+    heads: int = Field(default=8, ge=1)
+    hidden: tuple[int, int] = (512, 256)
+    drop_image: float = Field(default=0.1, ge=0, lt=1)
+    drop_text: float = Field(default=0.3, ge=0, lt=1)
+    drop_clinical: float = Field(default=0.3, ge=0, lt=1)
+
+
+class FusionConfig(VerbConfig):
+    task: Literal["fusion"] = "fusion"
+    cohort: str = "cohort"
+    features: str = "features"
+    texts: str | None = "texts"
+    into: str = "fusion"
+    modalities: tuple[Modality, ...] = MODALITIES  # what the network is shown
+    kinds: tuple[Kind, ...] = ("note", "passage")  # of the segments, where it is shown text
+    findings: tuple[str, ...] = FINDINGS
+    policy: Policy = Policy()
+    loss: LossConfig = LossConfig()
+    network: Network = Network()
+    training: TrainerConfig = TrainerConfig(metric="macro_auroc", mode="max")
+
+    outside_fingerprint: ClassVar[frozenset[str]] = VerbConfig.outside_fingerprint
+
+    def inputs(self) -> dict[str, Place]:
+        names = {"cohort": self.cohort, "features": self.features} | ({"texts": self.texts} if self.texts else {})
+        return {n: self.at(name) for n, name in names.items()}
+
+
+class Sources:
+    """The opened data sets that a config names. Raises CxrayError where they do not go together."""
+
+    def __init__(self, cfg: FusionConfig) -> None:
+        self.cohort = open_dataset(cfg.at(cfg.cohort), "cohort")
+        self.features = open_dataset(cfg.at(cfg.features), "features")
+        shown = "text" in cfg.modalities
+        if shown and not cfg.texts:
+            raise CxrayError("modalities name text, but there are no `texts`: name the data set, or leave text out")
+        self.texts = open_dataset(cfg.at(cfg.texts), "texts") if cfg.texts and shown else None
+        self.knowledge: Knowledge | None = None
+        if self.texts is not None and "passage" in cfg.kinds:
+            made_with = self.texts.manifest["knowledge"]
+            if made_with is None:
+                raise CxrayError(f"{self.texts.place}: was made without knowledge, so there are no passages: leave `passage` out of kinds")
+            self.knowledge = Knowledge(Place(made_with["uri"], cfg.storage))
+            if self.knowledge.fingerprint != made_with["fingerprint"]:
+                raise CxrayError(
+                    f"{made_with['uri']}: is another knowledge base than {self.texts.place} was made with; make the texts again"
+                )
+
+    def made_by(self, cfg: FusionConfig) -> list[str]:
+        """What decides the weights besides the engine's settings and the rows."""
+        mine = cfg.model_dump(mode="json", exclude={*cfg.outside_fingerprint, "training"})
+        return [self.cohort.fingerprint, json.dumps(mine, sort_keys=True)]
+
+    def data(self, cfg: FusionConfig) -> Data:
+        """Rows that have an image's features, a text and a label row."""
+        columns = ["row_id", "group_id", "split", *label_columns(), *(f"chart_{f}" for f in Chart.model_fields if f != "indication")]
+        rows = self.cohort.table(columns)
+        for there in (self.features, *([self.texts] if self.texts else [])):
+            rows = rows.filter(pc.is_in(rows["row_id"], value_set=there.table(["row_id"])["row_id"].combine_chunks()))
+        rows = rows.filter(rows["label_row"])
+        found = targets(rows, cfg.policy, cfg.findings)
+        small = {
+            "row_id": rows["row_id"].combine_chunks(),
+            "clinical": lists(clinical([Chart.from_row(r) for r in rows.to_pylist()])[0], np.float32),
+            "target": lists(np.where(found.mask, found.target, -1), np.float32),
+        }
+        keys = rows.select(["row_id", "group_id", "split"])
+        return Data(keys, (self.features, *([self.texts] if self.texts else [])), (pa.table(small),))
+
+
+def lists(values: np.ndarray, kind: Any) -> pa.Array:
+    """[n, k] -> n fixed lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values, kind).ravel()), values.shape[1])
+
+
+class Fusion(Task):
+    """MDFNet over cached image tokens, note and evidence segments, and clinical features; 14 CheXpert findings."""
+
+    limits = (
+        "Labels were read from reports by a program and are wrong in places; blank findings count as the policy says. A note holds only "
+        "what was charted before the image. Not examined on another hospital's data."
+    )
+
+    def __init__(self, cfg: FusionConfig, sources: Sources) -> None:
+        self.cfg, self.policy_name = cfg, cfg.policy.name
+        image = sources.features.manifest["encoder"]
+        schema = sources.features.schema()
+        self.has_tokens = "tokens" in schema.names
+        self.encoders = {"image": image, "text": sources.texts.manifest["encoder"] if sources.texts else None}
+        self.reading = sources.texts.manifest["reading"] if sources.texts else None
+        self.knowledge = sources.texts.manifest["knowledge"] if sources.texts else None
+        patches = image["grid"] ** 2 if self.has_tokens else 1
+        token_dim = schema.field("tokens").type.byte_width // patches if self.has_tokens else image["dim"]
+        self.patches, self.token_dim, self.image_dim = patches, token_dim, image["dim"]
+        self.text_dim = self.encoders["text"]["dim"] if self.encoders["text"] else 1
+        self.columns = ["embedding", *(["tokens", "token_scales"] if self.has_tokens else []), "clinical", "target"]
+        self.columns += ["segments"] if sources.texts else []
+        known = sources.knowledge
+        self.passages = {i: place for place, i in enumerate(known.ids)} if known else {}
+        self.passage_vectors = known.vectors(known.ids) if known else np.zeros((0, self.text_dim), np.float32)
+
+    def network(self) -> MDFNetConfig:
+        dims = {"vision_dim": self.token_dim, "embedding_dim": self.image_dim if self.has_tokens else 0, "text_dim": self.text_dim}
+        return MDFNetConfig(**dims, clinical_dim=len(CLINICAL), findings=len(self.cfg.findings), **self.cfg.network.model_dump())
+
+    def fit(self, train: pa.Table) -> dict[str, Any]:
+        """Scale of each clinical feature and weight of each finding's positives, of the train split alone."""
+        values = np.stack(train["clinical"].to_numpy(zero_copy_only=False))
+        target = np.stack(train["target"].to_numpy(zero_copy_only=False))
+        known = np.isfinite(values)
+        count = np.maximum(known.sum(0), 1)
+        self.mean = (np.where(known, values, 0).sum(0) / count).astype(np.float32)
+        spread = np.sqrt((np.where(known, values - self.mean, 0) ** 2).sum(0) / count)
+        self.scale = np.where(spread > 1e-6, spread, 1).astype(np.float32)
+        self.pos_weight = torch.from_numpy(pos_weight(target, target >= 0, self.cfg.findings, self.cfg.loss.pos_weight_cap))
+        self.positives = np.maximum((target == 1).sum(0), 1)
+        weights = dict(zip(self.cfg.findings, self.pos_weight.tolist(), strict=True))
+        return {
+            "clinical_mean": self.mean.tolist(),
+            "clinical_scale": self.scale.tolist(),
+            "pos_weight": weights,
+            "policy": self.policy_name,
+        }
+
+    def balance(self, train: pa.Table) -> np.ndarray:
+        """A row counts as much as its rarest positive finding: the inverse of that finding's number of positives."""
+        target = np.stack(train["target"].to_numpy(zero_copy_only=False))
+        return np.maximum((target == 1) / self.positives, 1 / len(target)).max(1)
+
+    def build(self) -> nn.Module:
+        return MDFNet(self.network())
+
+    def prepare(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        values = np.asarray(row["clinical"], np.float32)
+        known = np.isfinite(values)
+        scaled = np.where(known, np.clip((values - self.mean) / self.scale, -CLIP, CLIP), 0)
+        text, kinds, names = self._segments(row["segments"]) if "segments" in self.columns else (np.zeros((0, self.text_dim)), [], [])
+        return {
+            "row_id": row["row_id"], "image": self._image(row), "embedding": np.asarray(row["embedding"], np.float32),
+            "text": text, "kinds": kinds, "names": names, "clinical": scaled, "known": known,
+            "target": np.asarray(row["target"], np.float32),
+        }  # fmt: skip
+
+    def _image(self, row: Mapping[str, Any]) -> np.ndarray:
+        if not self.has_tokens:
+            return np.asarray(row["embedding"], np.float32)[None]
+        tokens = np.frombuffer(row["tokens"], np.int8).reshape(1, self.patches, self.token_dim)
+        return dequantise(tokens, np.frombuffer(row["token_scales"], np.float16).reshape(1, self.patches))[0]
+
+    def _segments(self, segments: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, list[int], list[str]]:
+        """Vectors [S, text_dim] of the wanted kinds, their kinds, and what to call them: a segment's name, a passage's id."""
+        wanted = [s for s in segments if s["kind"] in self.cfg.kinds]
+        vectors = [self.passage_vectors[self.passages[s["id"]]] if s["kind"] == "passage" else s["embedding"] for s in wanted]
+        names = [s["id"] if s["kind"] == "passage" else s["name"] for s in wanted]
+        return np.array(vectors, np.float32).reshape(len(wanted), self.text_dim), [KINDS.index(s["kind"]) for s in wanted], names
+
+    def collate(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        longest = max(1, *(len(r["kinds"]) for r in rows))
+        text, kinds = np.zeros((len(rows), longest, self.text_dim), np.float32), np.zeros((len(rows), longest), np.int64)
+        mask = np.zeros((len(rows), longest), bool)
+        for i, row in enumerate(rows):
+            n = len(row["kinds"])
+            text[i, :n], kinds[i, :n], mask[i, :n] = row["text"], row["kinds"], True
+        target = torch.from_numpy(np.stack([r["target"] for r in rows]))
+        batch: Batch = {name: torch.from_numpy(np.stack([r[name] for r in rows])) for name in ("image", "embedding", "clinical", "known")}
+        shown = torch.tensor([m in self.cfg.modalities for m in MODALITIES]).expand(len(rows), -1)
+        batch |= {"text": torch.from_numpy(text), "text_mask": torch.from_numpy(mask), "kinds": torch.from_numpy(kinds)}
+        return batch | {"presence": shown, "target": target.clamp(min=0), "mask": target >= 0, "row_id": [r["row_id"] for r in rows]}
+
+    def forward(self, model: Any, batch: Batch, attention: bool = False) -> Any:
+        names = ("image", "embedding", "text", "text_mask", "kinds", "clinical", "known", "presence")
+        given = {n: batch[n] for n in names if n != "embedding" or self.has_tokens}
+        return model(**given, attention=attention)
+
+    def weight(self, batch: Batch) -> Tensor:
+        return batch["mask"].sum()
+
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        logits = self.forward(model, batch)
+        return combined(self.cfg.loss, logits, batch["target"], batch["mask"], self.pos_weight.to(logits.device)).sum()
+
+    def predict(self, model: Any, batch: Batch) -> dict[str, Any]:
+        logits = self.forward(model, batch).float()
+        label = torch.where(batch["mask"], batch["target"], torch.nan)
+        return {"score": logits.sigmoid(), "label": label, "row_id": batch["row_id"]}
+
+    def metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Of rows as they are; `cxray evaluate` judges studies. A soft target counts for neither class."""
+        label = predictions["label"]
+        hard = np.where((label == 0) | (label == 1), label, np.nan)
+        found = judge(predictions["score"], hard, self.cfg.findings)
+        return {f"macro_{name}": float(found["macro"][name]["value"]) for name in ("auroc", "auprc")}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        save_model(model, str(folder / "model.safetensors"))
+        said = {
+            "task": "fusion", "network": self.network().model_dump(), "modalities": self.cfg.modalities, "kinds": self.cfg.kinds,
+            "findings": self.cfg.findings, "policy": self.policy_name, "encoders": self.encoders, "reading": self.reading,
+            "knowledge": self.knowledge, "clinical": {"names": CLINICAL, "mean": self.mean.tolist(), "scale": self.scale.tolist()},
+        }  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(said, indent=1))
+
+
+def run(cfg: FusionConfig) -> Fitted:
+    """Train, and export the best. Raises CxrayError before any worker starts for what does not go together."""
+    sources = Sources(cfg)
+    fitted = fit(Fusion(cfg, sources), cfg.training, sources.data(cfg), cfg.output(), made_by=sources.made_by(cfg))
+    record(cfg.output(), "train", cfg, cfg.inputs(), fitted.__dict__)
+    return fitted
+
+
+def try_out(cfg: FusionConfig) -> Seen:
+    """`cxray train CONFIG --dry-run`: one batch through everything; nothing is kept."""
+    sources = Sources(cfg)
+    return dry_run(Fusion(cfg, sources), cfg.training, sources.data(cfg))
