@@ -37,7 +37,7 @@ Section = Literal["examination", "indication", "technique", "comparison", "findi
 SECTIONS: tuple[Section, ...] = get_args(Section)
 
 
-VERSIONS = {"cohort": 1, "images": 1, "features": 1, "texts": 2}
+VERSIONS = {"cohort": 1, "images": 1, "features": 1, "texts": 2, "predictions": 1}
 
 
 @dataclass(frozen=True)
@@ -161,3 +161,12 @@ def texts_schema(dim: int) -> Schema:
         ("report_truncated", pa.bool_()),
     ]
     return Schema("texts", VERSIONS["texts"], pa.schema(columns))
+
+
+def predictions_schema(targets: int) -> Schema:
+    """What a model said of each image: `scores` [targets] probabilities, `labels` [targets] 1, 0, or null where nothing is known.
+
+    dataset.json names the `model`, the `targets` in their order, and the `policy` that turned label states into labels.
+    """
+    columns = [*KEYS, ("study_id", pa.string()), ("scores", pa.list_(pa.float64(), targets)), ("labels", pa.list_(pa.int8(), targets))]
+    return Schema("predictions", VERSIONS["predictions"], pa.schema(columns))
