@@ -1,6 +1,6 @@
 """Does a question find its passage, and what does finding cost?
 
-    .venv/bin/python benchmarks/knowledge.py            # about 1 minute: most of it encodes the passages
+    .venv/bin/python benchmarks/knowledge.py [--studies 800]      # about 3 minutes: most of it encodes
 
 Recall. The 225 answers of MedQuAD that are about the chest (Ben Abacha & Demner-Fushman 2019; shared/data/medquad-chest) become a knowledge
 folder, from the answers alone: neither the question nor the disease that it asks after is read. Then each is asked with its own question,
@@ -24,30 +24,45 @@ about 0.05, which most rows do not. The three weights were chosen with an eye on
     as it is now, the sentence within the 128, overlap of 24   0.72 / 0.96    weights, stop words around it 0.69 to 0.75 / 0.94 to 0.96
 
 Retrieval. Studies of five segments are asked of the project's own passages, on one core; what encoding costs is not in it.
+
+Studies. `cxray texts` as a user runs it, chart -> note -> filter -> passages -> Parquet, on made-up charts of which each is unlike the
+others, with five passages a study and no reports: studies a second after the first file is written. `to_bare` is its share of what
+plain processes, one a core, reach that only encode the same distinct segments, in batches of as many studies.
 """
 
 import argparse
 import hashlib
 import json
+import multiprocessing
+import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import bm25s
 import faiss
 import numpy as np
 
-from contracts.config import load
-from contracts.storage import place
-from models.encoders import load_text
-from pipelines.knowledge.base import KnowledgeConfig, run
-from pipelines.knowledge.retrieve import Knowledge, Question, RetrievalConfig
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from images import written_rate  # noqa: E402 - after the path is set
+from mimic.charts import cohort  # noqa: E402
+
+from contracts.chart import Chart  # noqa: E402
+from contracts.config import load  # noqa: E402
+from contracts.dataset import open_dataset  # noqa: E402
+from contracts.storage import place  # noqa: E402
+from models.encoders import load_text  # noqa: E402
+from pipelines.inputs.notes import NoteConfig, NoteWriter  # noqa: E402
+from pipelines.knowledge.base import KnowledgeConfig, run  # noqa: E402
+from pipelines.knowledge.retrieve import Knowledge, Question, RetrievalConfig  # noqa: E402
+
 MEDQUAD = ROOT.parent / "shared" / "data" / "medquad-chest" / "medquad_chest.jsonl"
 AT = (1, 5)
-STUDIES, SEGMENTS = 2_000, 5
+STUDIES, SEGMENTS, BATCH = 2_000, 5, 64
 
 
 def recall(out: Path) -> dict[str, float]:
@@ -125,15 +140,55 @@ def retrieval(out: Path) -> dict[str, float]:
     return {"find_ms_a_study": round(core, 4), "passages": len(knowledge)}
 
 
-PARTS: tuple[Callable[[Path], dict[str, float]], ...] = (recall, retrieval)  # each stands for itself; a further one adds its figures
+def studies(out: Path, count: int) -> dict[str, float]:
+    """Studies a second through `cxray texts`, and its share of bare encoding."""
+    run(load(KnowledgeConfig, {"out": str(out), "into": "own"}))
+    cohort(out, count)
+    config, settings = out / "texts.yaml", ["knowledge=own", "report=[]", "retrieval.per_note=5"]
+    config.write_text(f"out: {out}\n")
+    words = [sys.executable, "-m", "cxray", "texts", str(config), *(w for s in settings for w in ("--set", s))]
+    before = bare_rate(out)
+    started = time.time()
+    subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rate, first = written_rate(out / "texts" / "data", started)
+    bare = (before + bare_rate(out)) / 2  # the machine's speed drifts
+    kinds = open_dataset(place(out / "texts"), "texts").leaves(["segments.list.element.kind"])["segments"].to_pylist()
+    each = {kind: np.mean([sum(s["kind"] == kind for s in row) for row in kinds]) for kind in ("raw", "note", "passage")}
+    print(f"\n{count:,} studies of {each['raw'] + each['note']:.1f} segments and {each['passage']:.1f} passages:")
+    print(f"{rate:.1f} a second, {first:.0f} s to the first; bare encoding of the same segments {bare:.1f}")
+    return {"studies_per_s": round(rate, 2), "bare_per_s": round(bare, 2), "to_bare": round(rate / bare, 3)}
+
+
+def bare_rate(out: Path) -> float:
+    """Studies a second of one plain process a core that only encodes."""
+    cores = os.cpu_count() or 1
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        return sum(pool.starmap(bare, [(str(out), share, cores) for share in range(cores)]))
+
+
+def bare(out: str, share: int, of: int) -> float:
+    import torch
+
+    torch.set_num_threads(1)
+    charts = [Chart.from_row(row) for row in open_dataset(place(Path(out) / "cohort"), "cohort").table().to_pylist()[share::of]]
+    segments = [[s.text for s in note.segments] for note in NoteWriter(NoteConfig())(charts)]
+    encoder = load_text("st:all-MiniLM-L6-v2")
+    batches = [[text for note in segments[at : at + BATCH] for text in note] for at in range(0, len(segments), BATCH)]
+    encoder(batches[0])
+    started = time.perf_counter()
+    for batch in batches:
+        encoder(batch)
+    return len(segments) / (time.perf_counter() - started)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Does a question find its passage, and what does finding cost?")
     parser.add_argument("--out", type=Path, help="keep the knowledge folders there")
-    out: Path | None = parser.parse_args().out
+    parser.add_argument("--studies", type=int, default=800)
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = {name: value for part in PARTS for name, value in part(out or Path(folder)).items()}
+        out = asked.out or Path(folder)
+        figures = recall(out) | retrieval(out) | studies(out, asked.studies)
     print(json.dumps(figures))
 
 
