@@ -35,12 +35,11 @@ def show(p: Page, cohort: Dataset, texts: Dataset, knowledge: Place, synthetic: 
 
 
 def _choose(texts: Dataset) -> dict[str, Any]:
-    """The row that shows most: something was taken out, and several segments fetched passages."""
+    """The row that shows most: something was taken out, and a segment fetched a passage that fits it well."""
     table = texts.leaves(["row_id", *(f"segments.list.element.{leaf}" for leaf in LEAVES), *(f"removed.list.element.{r}" for r in REMOVED)])
 
-    def shows(row: Mapping[str, Any]) -> tuple[bool, int, int, str]:
-        asked = {s["asked_by"] for s in row["segments"] if s["kind"] == "passage"}
-        return bool(row["removed"]), len(asked), len(row["segments"]), row["row_id"]
+    def shows(row: Mapping[str, Any]) -> tuple[bool, float, str]:
+        return bool(row["removed"]), max((s["score"] for s in row["segments"] if s["kind"] == "passage"), default=0), row["row_id"]
 
     return max(table.to_pylist(), key=shows)
 
