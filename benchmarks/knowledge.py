@@ -31,6 +31,7 @@ plain processes, one a core, reach that only encode the same distinct segments, 
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -49,7 +50,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from images import written_rate  # noqa: E402 - after the path is set
-from mimic.charts import cohort  # noqa: E402
+from mimic.charts import cohort, row  # noqa: E402
 
 from contracts.chart import Chart  # noqa: E402
 from contracts.config import load  # noqa: E402
@@ -59,10 +60,11 @@ from models.encoders import load_text  # noqa: E402
 from pipelines.inputs.notes import NoteConfig, NoteWriter  # noqa: E402
 from pipelines.knowledge.base import KnowledgeConfig, run  # noqa: E402
 from pipelines.knowledge.retrieve import Knowledge, Question, RetrievalConfig  # noqa: E402
+from pipelines.synthetic.lexicon import coined_medicines  # noqa: E402
 
 MEDQUAD = ROOT.parent / "shared" / "data" / "medquad-chest" / "medquad_chest.jsonl"
 AT = (1, 5)
-STUDIES, SEGMENTS, BATCH = 2_000, 5, 64
+STUDIES, SEGMENTS, BATCH, CHARTS = 2_000, 5, 64, 10_000
 
 
 def recall(out: Path) -> dict[str, float]:
@@ -140,6 +142,20 @@ def retrieval(out: Path) -> dict[str, float]:
     return {"find_ms_a_study": round(core, 4), "passages": len(knowledge)}
 
 
+def notes() -> dict[str, float]:
+    """Notes a second of one core, chart -> filtered narrative, with a writer that has seen nothing before."""
+    rng, coined = np.random.default_rng(0), [drug.name for drug in coined_medicines(0)]
+    charts = [Chart.from_row(row(rng, number, coined)) for number in range(CHARTS)]
+    gc.freeze()  # as an actor does: what it holds for good need not be walked again
+    write = NoteWriter(NoteConfig())
+    started = time.process_time()
+    for at in range(0, CHARTS, BATCH):
+        write(charts[at : at + BATCH])
+    rate = CHARTS / (time.process_time() - started)
+    print(f"\n{CHARTS:,} charts: {rate:,.0f} notes a second of one core")
+    return {"notes_per_s": round(rate)}
+
+
 def studies(out: Path, count: int) -> dict[str, float]:
     """Studies a second through `cxray texts`, and its share of bare encoding."""
     run(load(KnowledgeConfig, {"out": str(out), "into": "own"}))
@@ -188,7 +204,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = asked.out or Path(folder)
-        figures = recall(out) | retrieval(out) | studies(out, asked.studies)
+        figures = recall(out) | retrieval(out) | notes() | studies(out, asked.studies)
     print(json.dumps(figures))
 
 

@@ -3,6 +3,7 @@
 .venv/bin/cxray texts configs/demo/texts.yaml
 """
 
+import gc
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -66,6 +67,7 @@ class EncodeTexts:
         self.cfg, self.schema, self.encoder = cfg, schema, load_text(cfg.encoder)
         knowledge = Knowledge(cfg.at(cfg.knowledge)) if cfg.knowledge else None
         self.inputs = Inputs(cfg.reading(), self.encoder, knowledge)
+        gc.freeze()  # what stays for good need not be walked again with every batch of charts
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """(keys, study_id, chart, report sections) -> TEXTS."""

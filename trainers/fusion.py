@@ -5,6 +5,7 @@ Stage 1: the encoders are frozen, and what they made once (features, texts) is r
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,14 +19,15 @@ from torch import Tensor, nn
 
 from contracts.chart import Chart
 from contracts.config import Config
-from contracts.dataset import open_dataset
+from contracts.dataset import Dataset, open_dataset
 from contracts.errors import CxrayError
 from contracts.findings import FINDINGS
-from contracts.runs import record
-from contracts.storage import Place
+from contracts.runs import read_run, record
+from contracts.storage import Place, place
 from evaluation.metrics import judge
 from models.encoders.grid import dequantise
 from models.mdfnet import KINDS, MODALITIES, MDFNet, MDFNetConfig
+from pipelines.images.dicom import Preset
 from pipelines.inputs.clinical import CLINICAL, clinical
 from pipelines.job import VerbConfig
 from pipelines.knowledge.retrieve import Knowledge
@@ -70,6 +72,35 @@ class FusionConfig(VerbConfig):
         return {n: self.at(name) for n, name in names.items()}
 
 
+class Made(Config):
+    """What made a model's inputs. config.json keeps it: with it a model predicts without the data sets that it was trained on."""
+
+    encoders: dict[Literal["image", "text"], dict[str, Any] | None]
+    token_dim: int  # of an image token; 0 where the encoder has none
+    dicom: Preset  # what a DICOM was made to look like
+    reading: dict[str, Any] | None
+    knowledge: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, features: Dataset, texts: Dataset | None) -> "Made":
+        image, said = features.manifest["encoder"], texts.manifest if texts else {}
+        size = features.schema().field("tokens").type.byte_width // image["grid"] ** 2 if image["grid"] else 0
+        ran = read_run(features.place)  # `cxray features` notes its images, and their run how they were made
+        images = read_run(place(ran["inputs"]["images"]["uri"], features.place.options)) if ran else None
+        return cls(
+            encoders={"image": image, "text": said.get("encoder")}, token_dim=size, reading=said.get("reading"),
+            knowledge=said.get("knowledge"), dicom=images["config"]["dicom"] if images else "mimic_jpg",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Exported:
+    """In the place of `Sources` where a model is used, not trained."""
+
+    made: Made
+    knowledge: Knowledge | None
+
+
 class Sources:
     """The opened data sets that a config names. Raises CxrayError where they do not go together."""
 
@@ -90,19 +121,20 @@ class Sources:
                 raise CxrayError(
                     f"{made_with['uri']}: is another knowledge base than {self.texts.place} was made with; make the texts again"
                 )
+        self.made = Made.of(self.features, self.texts)
 
     def made_by(self, cfg: FusionConfig) -> list[str]:
         """What decides the weights besides the engine's settings and the rows."""
         mine = cfg.model_dump(mode="json", exclude={*cfg.outside_fingerprint, "training"})
         return [self.cohort.fingerprint, json.dumps(mine, sort_keys=True)]
 
-    def data(self, cfg: FusionConfig) -> Data:
-        """Rows that have an image's features, a text and a label row."""
+    def data(self, cfg: FusionConfig, unlabelled: bool = False) -> Data:
+        """Rows that have an image's features, a text and a label row (unlabelled: or none)."""
         columns = ["row_id", "group_id", "split", *label_columns(), *(f"chart_{f}" for f in Chart.model_fields if f != "indication")]
         rows = self.cohort.table(columns)
         for there in (self.features, *([self.texts] if self.texts else [])):
             rows = rows.filter(pc.is_in(rows["row_id"], value_set=there.table(["row_id"])["row_id"].combine_chunks()))
-        rows = rows.filter(rows["label_row"])
+        rows = rows if unlabelled else rows.filter(rows["label_row"])
         found = targets(rows, cfg.policy, cfg.findings)
         small = {
             "row_id": rows["row_id"].combine_chunks(),
@@ -126,23 +158,28 @@ class Fusion(Task):
         "what was charted before the image. Not examined on another hospital's data."
     )
 
-    def __init__(self, cfg: FusionConfig, sources: Sources) -> None:
-        self.cfg, self.policy_name = cfg, cfg.policy.name
-        image = sources.features.manifest["encoder"]
-        schema = sources.features.schema()
-        self.has_tokens = "tokens" in schema.names
-        self.encoders = {"image": image, "text": sources.texts.manifest["encoder"] if sources.texts else None}
-        self.reading = sources.texts.manifest["reading"] if sources.texts else None
-        self.knowledge = sources.texts.manifest["knowledge"] if sources.texts else None
-        patches = image["grid"] ** 2 if self.has_tokens else 1
-        token_dim = schema.field("tokens").type.byte_width // patches if self.has_tokens else image["dim"]
-        self.patches, self.token_dim, self.image_dim = patches, token_dim, image["dim"]
-        self.text_dim = self.encoders["text"]["dim"] if self.encoders["text"] else 1
+    def __init__(self, cfg: FusionConfig, sources: Sources | Exported) -> None:
+        self.cfg, self.made, self.policy_name = cfg, sources.made, cfg.policy.name
+        image, text = self.made.encoders["image"], self.made.encoders["text"]
+        assert image is not None
+        self.has_tokens = self.made.token_dim > 0
+        self.patches = image["grid"] ** 2 if self.has_tokens else 1
+        self.image_dim, self.token_dim = image["dim"], self.made.token_dim or image["dim"]
+        self.text_dim = text["dim"] if text else 1
         self.columns = ["embedding", *(["tokens", "token_scales"] if self.has_tokens else []), "clinical", "target"]
-        self.columns += ["segments"] if sources.texts else []
+        self.columns += ["segments"] if text else []
         known = sources.knowledge
         self.passages = {i: place for place, i in enumerate(known.ids)} if known else {}
         self.passage_vectors = known.vectors(known.ids) if known else np.zeros((0, self.text_dim), np.float32)
+
+    @classmethod
+    def exported(cls, said: Mapping[str, Any], sources: Exported) -> "Fusion":
+        """The task of an exported model's config.json: what `prepare`, `collate`, `forward` and `predict` need."""
+        same = {n: said[n] for n in ("modalities", "kinds", "findings")}
+        task = cls(FusionConfig(**same, network=Network(**{n: said["network"][n] for n in Network.model_fields})), sources)
+        task.mean, task.scale = (np.array(said["clinical"][n], np.float32) for n in ("mean", "scale"))
+        task.policy_name = said["policy"]
+        return task
 
     def network(self) -> MDFNetConfig:
         dims = {"vision_dim": self.token_dim, "embedding_dim": self.image_dim if self.has_tokens else 0, "text_dim": self.text_dim}
@@ -240,8 +277,8 @@ class Fusion(Task):
         save_model(model, str(folder / "model.safetensors"))
         said = {
             "task": "fusion", "network": self.network().model_dump(), "modalities": self.cfg.modalities, "kinds": self.cfg.kinds,
-            "findings": self.cfg.findings, "policy": self.policy_name, "encoders": self.encoders, "reading": self.reading,
-            "knowledge": self.knowledge, "clinical": {"names": CLINICAL, "mean": self.mean.tolist(), "scale": self.scale.tolist()},
+            "findings": self.cfg.findings, "policy": self.policy_name, **self.made.model_dump(),
+            "clinical": {"names": CLINICAL, "mean": self.mean.tolist(), "scale": self.scale.tolist()},
         }  # fmt: skip
         (folder / "config.json").write_text(json.dumps(said, indent=1))
 
