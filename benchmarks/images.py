@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/images.py [--images 1500] [--grow 6000]
 
 Every contender decodes each JPEG (about 2544 x 3056), makes the 518 px picture, encodes it again as JPEG, and embeds it with the same
-ViT-tiny (224 px, random weights; bf16 where the hardware has it). Ours: the verbs `images` and `features`, with their reading, writing and
-checkpoints. `plain`: a PyTorch DataLoader with PIL and torchvision, as a user would write it. `tuned`: a DataLoader around our own
-functions. `limit`: the same functions in one plain process a core, no framework, nothing written. Rates count from the first written batch
-on; start-up is stated apart. The files are copies of a few distinct pictures under names of their own. The last line is JSON.
+ViT-tiny (224 px, random weights; bf16 where the hardware has it). Ours: the verbs `images` and `features`, with their reading,
+writing and checkpoints. `plain`: a PyTorch DataLoader with PIL and torchvision, as a user would write it. `tuned`: a DataLoader
+around our own functions, their hashes and quality flags included. `limit`: the same functions in one plain process a core, no
+framework, nothing written. Rates count from the first written batch on; start-up is stated apart. The files are copies of a few distinct
+pictures under names of their own. The last line is JSON.
 """
 
 import argparse
@@ -129,12 +130,13 @@ class Tuned:
     def __getitem__(self, i: int):
         import cv2
 
-        from pipelines.images.decode import decode
-        from pipelines.images.stored import SIDE, from_stored, to_stored
+        from pipelines.images.decode import Limits
+        from pipelines.images.job import ImagesConfig, picture
+        from pipelines.images.stored import from_stored
 
         cv2.setNumThreads(1)
-        stored = to_stored(decode(Path(self.files[i]).read_bytes(), at_least=SIDE))
-        return from_stored(stored.jpeg), stored.jpeg
+        jpeg = picture(Path(self.files[i]).read_bytes(), ImagesConfig(), Limits())["image"]
+        return from_stored(jpeg), jpeg
 
 
 def stacked(items):
@@ -195,15 +197,16 @@ def bare(folder: str, share: int, of: int) -> tuple[int, float]:
     import torch
 
     from models.encoders import load_image
-    from pipelines.images.decode import decode
-    from pipelines.images.stored import SIDE, from_stored, to_stored
+    from pipelines.images.decode import Limits
+    from pipelines.images.job import ImagesConfig, picture
+    from pipelines.images.stored import from_stored
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     encoder, own, started = load_image(f"hf:{folder}/vit-tiny"), files(Path(folder))[share::of], 0.0
     for at in range(0, len(own), BATCH):
-        stored = [to_stored(decode(Path(f).read_bytes(), at_least=SIDE)) for f in own[at : at + BATCH]]
-        encoder(np.stack([from_stored(s.jpeg) for s in stored]))
+        stored = [picture(Path(f).read_bytes(), ImagesConfig(), Limits())["image"] for f in own[at : at + BATCH]]
+        encoder(np.stack([from_stored(jpeg) for jpeg in stored]))
         started = started or time.perf_counter()
     return len(own), time.perf_counter() - started
 
