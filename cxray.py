@@ -1,7 +1,7 @@
 """cxray: chest X-rays on Ray. The front door: every verb, a line each.
 
 cxray VERB CONFIG.yaml --set a.b=c        cohort, images, features, knowledge, texts, index, leaks,
-                                          train, overview
+                                          train, predict, overview
 cxray run all.yaml                        a chain of them; what is finished and unchanged is skipped
 cxray synth OUT, cxray verify DIR, cxray search INDEX
 """
@@ -31,6 +31,7 @@ VERBS = {
     "index": ("pipelines.search.index", "IndexConfig", "Embeddings -> a search index."),
     "leaks": ("evaluation.leaks", "LeaksConfig", "How much of the answer the notes hold, before and after the filter."),
     "train": ("trainers.fusion", "FusionConfig", "Features, texts and charts -> a trained model."),
+    "predict": ("trainers.predict", "PredictConfig", "A trained model's word on a cohort's splits, or on any files."),
     "overview": ("pipelines.overview.job", "OverviewConfig", "One page of what a folder of outputs holds."),
 }
 
@@ -52,7 +53,7 @@ def _add(name: str) -> None:
         typer.echo(module.run(load(kind, config, [*(set or []), *(["profile=true"] if profile else [])])))
 
 
-for _name in VERBS.keys() - {"synth", "train"}:
+for _name in VERBS.keys() - {"synth", "train", "predict"}:
     _add(_name)
 
 
@@ -72,6 +73,25 @@ def train(
 ) -> None:
     module, kind = _verb("train")
     typer.echo((module.try_out if dry_run else module.run)(load(kind, config, set or [])))
+
+
+@app.command(help=VERBS["predict"][2])
+def predict(
+    what: Annotated[
+        str, typer.Argument(metavar="CONFIG.yaml|RUN", help="A config: a cohort's splits. A run folder: the files named below.")
+    ],
+    set: Sets = None,
+    images: Annotated[str | None, typer.Option(help="A glob of JPEG, PNG or DICOM, or a table with a column `path`.")] = None,
+    charts: Annotated[str | None, typer.Option(help="A table of charts by `row_id` or `path`.")] = None,
+    out: Annotated[str, typer.Option(help="The Parquet file to write.")] = "predictions.parquet",
+) -> None:
+    module, kind = _verb("predict")
+    if not what.endswith((".yaml", ".yml")):
+        typer.echo(module.predict_files(what, images, charts, out))
+    elif images or charts:
+        raise CxrayError("--images and --charts go with a run folder, not with a config")
+    else:
+        typer.echo(module.run(load(kind, Path(what), set or [])))
 
 
 @app.command()
