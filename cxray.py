@@ -77,9 +77,7 @@ def train(
 
 @app.command(help=VERBS["predict"][2])
 def predict(
-    what: Annotated[
-        str, typer.Argument(metavar="CONFIG.yaml|RUN", help="A config: a cohort's splits. A run folder: the files named below.")
-    ],
+    what: Annotated[str, typer.Argument(metavar="CONFIG.yaml|RUN", help="A config, for a cohort's splits; a run folder, for files.")],
     set: Sets = None,
     images: Annotated[str | None, typer.Option(help="A glob of JPEG, PNG or DICOM, or a table with a column `path`.")] = None,
     charts: Annotated[str | None, typer.Option(help="A table of charts by `row_id` or `path`.")] = None,
