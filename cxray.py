@@ -1,7 +1,7 @@
 """cxray: chest X-rays on Ray. The front door: every verb, a line each.
 
 cxray VERB CONFIG.yaml --set a.b=c        cohort, images, features, knowledge, texts, index, leaks,
-                                          train, predict, overview
+                                          train, predict, evaluate, overview
 cxray run all.yaml                        a chain of them; what is finished and unchanged is skipped
 cxray synth OUT, cxray verify DIR, cxray search INDEX
 """
@@ -32,6 +32,7 @@ VERBS = {
     "leaks": ("evaluation.leaks", "LeaksConfig", "How much of the answer the notes hold, before and after the filter."),
     "train": ("trainers.fusion", "FusionConfig", "Features, texts and charts -> a trained model."),
     "predict": ("trainers.predict", "PredictConfig", "A trained model's word on a cohort's splits, or on any files."),
+    "evaluate": ("evaluation.evaluate", "EvaluateConfig", "Predictions -> how good they are: intervals, calibration, subgroups, a page."),
     "overview": ("pipelines.overview.job", "OverviewConfig", "One page of what a folder of outputs holds."),
 }
 

@@ -5,16 +5,21 @@ a matrix of weights (how often each study was drawn), and every metric here is c
 seed give the same resamples: that is what pairs a comparison.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
+from threadpoolctl import threadpool_limits
 
 from contracts.errors import CxrayError
-from evaluation.metrics import checked, known
+from evaluation.metrics import BINS, SPECIFICITIES, bins, checked, known
 
-METRICS = ("auroc", "auprc", "f1", "sensitivity", "specificity", "ppv", "brier")
-RANKED = ("auroc", "auprc")
+METRICS = ("auroc", "auprc", "f1", "sensitivity", "specificity", "ppv", "brier")  # what is asked for unless told; there are more:
+AT_SPECIFICITY = {f"sensitivity_at_{s:.2f}": s for s in SPECIFICITIES}
+RANKED = ("auroc", "auprc", *AT_SPECIFICITY)
+PROBABLE = ("brier", "ece")  # these need probabilities
 LEVEL = 0.95
 CELLS = 200_000  # weights held at once: so few that they stay near the processor
 
@@ -29,6 +34,11 @@ class Interval:
     low: float
     high: float
     dropped: int
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Interval":
+        """From a mapping, which may hold more."""
+        return cls(told["value"], told["low"], told["high"], told["dropped"])
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})" if np.isfinite(self.value) else "not defined"
@@ -46,11 +56,12 @@ def resample(groups: np.ndarray, statistic: Statistic, resamples: int, seed: int
     rng = np.random.default_rng(seed)
     step = max(16, CELLS // len(patient))
     found = []
-    for start in range(0, resamples, step):
-        r = min(step, resamples - start)
-        drawn = rng.integers(patients, size=(r, patients)) + np.arange(r)[:, None] * patients
-        times = np.bincount(drawn.ravel(), minlength=r * patients).reshape(r, patients)
-        found.append(statistic(times.T.astype(np.float32)[patient]))
+    with threadpool_limits(1, "blas"):  # the products are small: threads that wait for one another cost more than they bring
+        for start in range(0, resamples, step):
+            r = min(step, resamples - start)
+            drawn = rng.integers(patients, size=(r, patients)) + np.arange(r)[:, None] * patients
+            times = np.bincount(drawn.ravel(), minlength=r * patients).reshape(r, patients)
+            found.append(statistic(times.T.astype(np.float32)[patient]))
     return np.concatenate(found, axis=-1)
 
 
@@ -65,7 +76,8 @@ def bootstrap(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{metric: (values of the set itself [F], values of the resamples [F, R])}. Undefined ones are NaN.
 
-    scores, labels: [n, F] as `metrics.judge` takes them (only Brier and thresholds need probabilities); groups: [n].
+    scores, labels: [n, F] as `metrics.judge` takes them (only PROBABLE and thresholds need probabilities); groups: [n]; thresholds: one,
+    one a finding [F], or one a cell [n, F]. metrics: of METRICS, RANKED and PROBABLE.
     """
     ask = statistic(scores, labels, metrics, thresholds)
     itself = ask(np.ones((len(groups), 1), np.float32))[..., 0]
@@ -119,34 +131,48 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def statistic(scores: np.ndarray, labels: np.ndarray, metrics: Sequence[str], thresholds: float | np.ndarray = 0.5) -> Statistic:
     """A function of weights [n, r] -> these metrics of each finding [M, F, r]."""
-    scores, labels = checked(scores, labels, probabilities="brier" in metrics)
+    scores, labels = checked(scores, labels, probabilities=bool(set(metrics) & set(PROBABLE)))
     ranked = [_Ranking(scores[:, i], labels[:, i]) for i in range(scores.shape[1])] if set(metrics) & set(RANKED) else []
+    at = {name: s for name, s in AT_SPECIFICITY.items() if name in metrics}
     told = known(labels)
-    positive, called = labels == 1, scores >= np.broadcast_to(thresholds, scores.shape[1:])
-    cells = {
-        "tp": told & called & positive,
-        "fp": told & called & ~positive,
-        "fn": told & ~called & positive,
-        "tn": told & ~called & ~positive,
-    }
-    cells = {name: cell.T.astype(np.float32) for name, cell in cells.items()}  # [F, n]
+    positive, called = labels == 1, scores >= np.broadcast_to(thresholds, scores.shape)
+    cells = [called & positive, called & ~positive, ~called & positive, ~called & ~positive]  # tp, fp, fn, tn
+    counted = np.concatenate([told & cell for cell in cells], axis=1).T.astype(np.float32)  # [4 F, n]
     error = np.where(told, (scores - positive) ** 2, 0).T
+    apart = _apart(scores, labels) if "ece" in metrics else []
 
     def of(weights: np.ndarray) -> np.ndarray:
         found: dict[str, np.ndarray] = {}
         if ranked:
-            both = np.stack([ranking(weights) for ranking in ranked], axis=1)
-            found |= dict(zip(RANKED, both))
+            each = np.stack([ranking(weights, tuple(at.values())) for ranking in ranked], axis=1)
+            found |= dict(zip(("auroc", "auprc", *at), each))
         if set(metrics) - set(RANKED):
-            tp, fp, fn, tn = (cells[name] @ weights for name in ("tp", "fp", "fn", "tn"))  # whole numbers: exact in float32
+            tp, fp, fn, tn = np.split(counted @ weights, 4)  # whole numbers: exact in float32
             found["sensitivity"] = _share(tp, tp + fn)
             found["specificity"] = _share(tn, tn + fp)
             found["ppv"] = _share(tp, tp + fp)
             found["f1"] = np.where(tp + fn > 0, _share(2 * tp, 2 * tp + fp + fn), np.nan)
             found["brier"] = _share(error @ weights.astype(np.float64), tp + fp + fn + tn)
+            if apart:
+                off = np.stack([np.abs(one @ weights).sum(axis=0) for one in apart])
+                found["ece"] = _share(off, tp + fp + fn + tn)
         return np.stack([found[name] for name in metrics])
 
     return of
+
+
+def _apart(scores: np.ndarray, labels: np.ndarray) -> list[csr_array]:
+    """Of each finding a matrix [BINS, n]: probability less label, in the row of the study's bin.
+
+    n_bin * |mean probability - observed frequency| is |sum of (probability - label)|, so ECE under weights is one product.
+    """
+    told = known(labels)
+    found = []
+    for i in range(scores.shape[1]):
+        rows = np.flatnonzero(told[:, i])
+        s, y = scores[rows, i], labels[rows, i]
+        found.append(csr_array((s - y, (bins(s), rows)), shape=(BINS, len(scores))))
+    return found
 
 
 class _Ranking:
@@ -164,16 +190,18 @@ class _Ranking:
         self.above = _Prefix(np.searchsorted(down, levels, "left"), len(down))
         self.down_to = _Prefix(np.searchsorted(down, levels, "right"), len(down))
 
-    def __call__(self, weights: np.ndarray) -> np.ndarray:
-        """Weights [n, r] -> (AUROC, average precision) [2, r]; NaN where a class has no weight."""
+    def __call__(self, weights: np.ndarray, specificities: Sequence[float] = ()) -> np.ndarray:
+        """Weights [n, r] -> (AUROC, average precision, sensitivity at each specificity) [2 + S, r]; NaN where a class has no weight."""
         positives, negatives = weights[self.positives], weights[self.negatives]
         true, false, before = self.up_to(positives), self.down_to(negatives), self.above(negatives)
         at = np.diff(true, axis=0, prepend=0)  # the weight of the positives of this very score
         p, n = positives.sum(axis=0, dtype=np.float64), negatives.sum(axis=0, dtype=np.float64)
         wins = (at * (n - (before + false) / 2)).sum(axis=0)
         precision = (at * true / np.maximum(true + false, 1)).sum(axis=0)
+        # Sensitivity rises only where a threshold takes in another positive, so these thresholds are all that matter.
+        most = [np.where(false <= (1 - s + 1e-9) * n, true, 0).max(axis=0, initial=0) for s in specificities]
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where((p > 0) & (n > 0), [wins / (p * n), precision / p], np.nan)
+            return np.where((p > 0) & (n > 0), [wins / (p * n), precision / p, *(m / p for m in most)], np.nan)
 
 
 class _Prefix:

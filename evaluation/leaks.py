@@ -38,6 +38,7 @@ POLICY = (
 )
 LABELS = [label_column(f) for f in FINDINGS]
 CHART = [f"chart_{name}" for name in Chart.model_fields if name != "indication"]
+GIVEN_AWAY = 0.9  # AUROC of a bag of words; vital signs and complaints alone do not come near it
 ROWS = 5_000  # charts held as Python objects at once
 
 
@@ -189,6 +190,29 @@ def lengths(texts: Dataset) -> dict[str, dict[str, float]]:
         for s in SPLITS
         if (split == s).any()
     }
+
+
+def warnings(found: Mapping[str, Any]) -> list[str]:
+    """What the content of metrics.json gives cause to doubt: whoever reads a model's AUROC should know that its notes told the answer.
+
+    A finding counts where the filtered notes are above the structured features on nearly all resamples, and nearly give it away.
+    """
+    told = []
+    given = [
+        name
+        for name, one in found["findings"].items()
+        if one["why_not"] is None and (one["after_less_structured"]["low"] or 0) > 0 and (one["after"]["value"] or 0) >= GIVEN_AWAY
+    ]
+    if given:
+        told.append(
+            f"The notes may give the answer away for {', '.join(given)}: a bag of words reads it off the filtered notes with an AUROC of "
+            f"{GIVEN_AWAY} or more, and the structured features do not. Look at what gives it before believing what a model reaches there."
+        )
+    if left := [name for name, n in found["terms_left"].items() if n]:
+        told.append(f"Filtered notes still hold terms that state {', '.join(left)}: make the texts again.")
+    if found["notes"]["leakage"]["mode"] == "off":
+        told.append("The notes were made with the leakage filter off: complaints and histories may state any finding.")
+    return told
 
 
 def page(found: Mapping[str, Any]) -> Page:

@@ -105,31 +105,36 @@ def sensitivity_at(scores: np.ndarray, labels: np.ndarray, specificity: float) -
     return float(true[1 - false >= specificity - 1e-9].max())  # 1 - 0.1 is a little under 0.9
 
 
-def ece(scores: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+def ece(scores: np.ndarray, labels: np.ndarray, count: int = BINS) -> float:
     """Expected calibration error of the probability of the positive class: over equal-width bins of it, the mean distance between
     mean probability and observed frequency, weighted by how many fall into the bin.
 
     This is the binary form (as torchmetrics has it), not that of the predicted class's confidence. NaN where there is nothing.
     """
-    rows = reliability(scores, labels, bins)
+    rows = reliability(scores, labels, count)
     n = sum(row["n"] for row in rows)
     return sum(row["n"] * abs(row["mean_score"] - row["observed"]) for row in rows if row["n"]) / n if n else np.nan
 
 
-def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[dict[str, float]]:
+def bins(scores: np.ndarray, count: int = BINS) -> np.ndarray:
+    """The bin of each probability, of so many of equal width. A bin holds its lower edge; the last one also 1."""
+    return np.clip(np.searchsorted(np.linspace(0, 1, count + 1), scores, side="right") - 1, 0, count - 1)
+
+
+def reliability(scores: np.ndarray, labels: np.ndarray, count: int = BINS) -> list[dict[str, float]]:
     """The table behind a reliability plot, a row a bin: low, high, n, mean_score, observed (both NaN where n is 0).
 
-    A bin holds its lower edge; the last one also 1. Known labels only, shape [m].
+    Known labels only, shape [m].
     """
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, bins - 1)
-    n = np.bincount(place, minlength=bins)
+    edges = np.linspace(0, 1, count + 1)
+    place = bins(scores, count)
+    n = np.bincount(place, minlength=count)
     with np.errstate(invalid="ignore"):
-        mean = np.bincount(place, weights=scores, minlength=bins) / n
-        observed = np.bincount(place, weights=(labels == 1).astype(float), minlength=bins) / n
+        mean = np.bincount(place, weights=scores, minlength=count) / n
+        observed = np.bincount(place, weights=(labels == 1).astype(float), minlength=count) / n
     return [
         {"low": float(edges[b]), "high": float(edges[b + 1]), "n": int(n[b]), "mean_score": float(mean[b]), "observed": float(observed[b])}
-        for b in range(bins)
+        for b in range(count)
     ]
 
 
