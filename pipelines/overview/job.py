@@ -48,10 +48,11 @@ class OverviewConfig(VerbConfig):
     index: str = "index"
     knowledge: str | None = None
     leaks: str | None = None
+    evaluation: str | None = None
     searches: tuple[Question, ...] = ()
 
     def inputs(self) -> dict[str, Place]:
-        names = {n: getattr(self, n) for n in ("cohort", "images", "features", "texts", "index", "knowledge", "leaks")}
+        names = {n: getattr(self, n) for n in ("cohort", "images", "features", "texts", "index", "knowledge", "leaks", "evaluation")}
         return {n: self.at(name) for n, name in names.items() if name}
 
 
@@ -80,6 +81,8 @@ def run(cfg: OverviewConfig) -> OverviewSummary:
         patient.show(p, cohort, open_dataset(cfg.at(cfg.texts), "texts"), cfg.at(cfg.knowledge), synthetic)
     if cfg.leaks:
         _leak_meter(p, cfg.at(cfg.leaks))
+    if cfg.evaluation:
+        _judged(p, cfg.at(cfg.evaluation))
     p.add(card_page(cohort.manifest["card"]), "The data card")
     where = cfg.at("report.html")
     where.write(p.html().encode())
@@ -149,6 +152,25 @@ def _leak_meter(p: Page, where: Place) -> None:
         ("finding", "notes before the filter", "notes after it", "structured features alone"),
         rows,
         "AUROC on validate of a bag of words that reads the notes, with 95 % intervals over patients.",
+    )
+
+
+def _judged(p: Page, where: Place) -> None:
+    """What `cxray evaluate` found; its own page has the rest."""
+    found = json.loads((where / "metrics.json").read())
+    shown = ("auroc", "auprc", "sensitivity", "specificity")
+
+    def line(name: str, of: dict[str, Any]) -> tuple[Any, ...]:
+        return name, of.get("n_pos"), *(_span(of[metric]) for metric in shown)
+
+    test = found["test"]
+    rows = [line("mean over findings", test["macro"]), *(line(name, of) for name, of in test["findings"].items())]
+    warned = " ".join(found["warnings"])
+    p.table(
+        "The fusion network, judged",
+        ("finding", "positive studies", *shown),
+        rows,
+        f"On {test['studies']:,} test studies of {test['patients']:,} patients, with 95 % intervals over patients. {warned}",
     )
 
 
