@@ -1,7 +1,7 @@
 """cxray: chest X-rays on Ray. The front door: every verb, a line each.
 
 cxray VERB CONFIG.yaml --set a.b=c        cohort, images, features, knowledge, texts, index, leaks,
-                                          train, predict, evaluate, overview
+                                          train, sweep, ablate, predict, evaluate, overview
 cxray run all.yaml                        a chain of them; what is finished and unchanged is skipped
 cxray synth OUT, cxray verify DIR, cxray search INDEX
 """
@@ -31,6 +31,8 @@ VERBS = {
     "index": ("pipelines.search.index", "IndexConfig", "Embeddings -> a search index."),
     "leaks": ("evaluation.leaks", "LeaksConfig", "How much of the answer the notes hold, before and after the filter."),
     "train": ("trainers.fusion", "FusionConfig", "Features, texts and charts -> a trained model."),
+    "sweep": ("trainers.sweep", "SweepConfig", "Many training runs, by Ray Tune -> the best settings."),
+    "ablate": ("trainers.ablate", "AblateConfig", "Does knowledge help, and for whom? Variants, seeds, intervals, a page."),
     "predict": ("trainers.predict", "PredictConfig", "A trained model's word on a cohort's splits, or on any files."),
     "evaluate": ("evaluation.evaluate", "EvaluateConfig", "Predictions -> how good they are: intervals, calibration, subgroups, a page."),
     "overview": ("pipelines.overview.job", "OverviewConfig", "One page of what a folder of outputs holds."),

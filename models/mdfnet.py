@@ -164,6 +164,9 @@ class Text(nn.Module):
         super().__init__()
         self.project = nn.Linear(config.text_dim, config.dim)
         self.kinds = nn.Embedding(len(KINDS), config.dim)
+        nn.init.normal_(
+            self.kinds.weight, std=0.02
+        )  # no louder than a segment's own vector, which is of unit length before it is projected
         self.norm = nn.LayerNorm(config.dim)
         self.absent = absent(config.dim)
 

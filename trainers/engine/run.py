@@ -135,7 +135,7 @@ def _on_workers(cfg: TrainerConfig, out: Place, work: tuple[Any, ...]) -> Any:
             storage_filesystem=fs,
             failure_config=FailureConfig(max_failures=r.failures),
             checkpoint_config=CheckpointConfig(num_to_keep=cfg.keep_best, checkpoint_score_attribute="score"),
-            callbacks=[_give_up()],
+            callbacks=[_give_up(), *_to_tune()],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -179,6 +179,19 @@ def _give_up() -> Any:
                     raise CxrayError(said)
 
     return GiveUp()
+
+
+def _to_tune() -> list[Any]:
+    """Within a trial of Ray Tune's, what tells it the metrics of each epoch, so that it can stop the trial; elsewhere nothing."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+    from ray.tune.trainable.trainable_fn_utils import _in_tune_session  # as TuneReportCallback asks itself
+
+    class EachEpoch(TuneReportCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            if metrics[0]["step"] == 0:
+                super().after_report(run_context, metrics, None)
+
+    return [EachEpoch()] if _in_tune_session() else []
 
 
 def _sentence(error: BaseException | None) -> str | None:

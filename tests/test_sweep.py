@@ -1,0 +1,227 @@
+"""The sweep: its space is read strictly, best.yaml is what won and trains as it stands, and a sweep that was cut short goes on."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from test_ablate import thirty
+
+from contracts.config import load
+from contracts.errors import CxrayError
+from trainers.fusion import FusionConfig
+from trainers.space import Between, OneOf
+from trainers.sweep import SweepConfig, Trial, finish, search, study
+
+SPACE = {
+    "loss.gamma": {"low": 0, "high": 4.0},
+    "training.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+    "training.batch": {"choices": [64, 128]},
+    "network.drop_text": {"low": 0.0, "high": 0.5},
+}
+
+
+def config(out: Path, **settings: Any) -> SweepConfig:
+    training = {"metric": "macro_auroc", "mode": "max", "batch": 64, "epochs": 4, **settings.pop("training", {})}
+    return load(SweepConfig, {"out": str(out), "space": SPACE, "training": training, **settings})
+
+
+# ---- settings ----
+
+
+@pytest.mark.parametrize(
+    ("key", "span", "told"),
+    [
+        ("loss.gama", {"low": 0, "high": 1}, r"loss\.gama.*no such setting"),
+        ("loss.gamma", {"low": -1, "high": 1}, r"loss\.gamma`, -1.*greater than or equal to 0"),
+        ("loss.gamma", {"low": 2, "high": 1}, "the lower end first"),
+        ("training.lr", {"low": 0, "high": 1, "log": True}, "above 0 where log is true"),
+        ("training.batch", {"choices": [32, 64]}, "micro_batch 64 on 1 workers is more than batch 32"),
+        ("training.batch", {"choices": [64]}, "at least 2"),
+        ("training.lr", {"low": 1e-4, "hihg": 1e-2}, "hihg"),
+    ],
+)
+def test_a_space_that_no_training_could_take_is_refused(tmp_path: Path, key: str, span: dict[str, Any], told: str):
+    with pytest.raises(CxrayError, match=told):
+        config(tmp_path, space={key: span})
+
+
+def test_a_sweep_needs_a_space(tmp_path: Path):
+    with pytest.raises(CxrayError, match="`space`"):
+        config(tmp_path, space={})
+
+
+def test_ranges_and_choices_reach_optuna_as_what_they_are(tmp_path: Path):
+    cfg = config(tmp_path)
+    assert isinstance(cfg.space["training.lr"], Between)
+    assert isinstance(cfg.space["training.batch"], OneOf)
+    told = {key: str(span.distribution()) for key, span in cfg.space.items()}
+    assert told["training.lr"].startswith("FloatDistribution(high=0.01, log=True, low=0.0001")
+    assert told["loss.gamma"].startswith("FloatDistribution(high=4.0, log=False, low=0.0")
+    assert told["training.batch"] == "CategoricalDistribution(choices=(64, 128))"
+    assert str(Between(low=1, high=9).distribution()).startswith("IntDistribution")
+
+
+def test_the_first_trial_has_the_configs_own_values_where_the_space_holds_them(tmp_path: Path):
+    assert config(tmp_path).own() == {"loss.gamma": 2.0, "training.lr": 1e-3, "training.batch": 64, "network.drop_text": 0.3}
+    assert config(tmp_path, training={"lr": 1.0}).own() == {}
+
+
+def test_a_trial_differs_from_the_config_in_the_space_alone(tmp_path: Path):
+    cfg = config(tmp_path, loss={"bce": 0.5}, cohort="another")
+    one = cfg.with_values({"loss.gamma": 3.5, "training.batch": 128}, into="sweep/trials/x")
+    assert type(one) is FusionConfig
+    assert (one.loss.gamma, one.loss.bce, one.training.batch, one.training.epochs, one.cohort, one.into) == (
+        *(3.5, 0.5, 128, 4),
+        *("another", "sweep/trials/x"),
+    )
+
+
+# ---- what is left of a sweep ----
+
+
+def values(gamma: float, lr: float = 1e-3, batch: int = 64) -> dict[str, Any]:
+    return {"loss.gamma": gamma, "training.lr": lr, "training.batch": batch, "network.drop_text": 0.1}
+
+
+TRIALS = [
+    Trial("a", values(2.0), 0.80, 4, 10.0, "finished"),
+    Trial("b", values(0.5, batch=128), 0.86, 2, 5.0, "stopped"),
+    Trial("c", values(1.0, 5e-3), 0.84, 4, 10.0, "finished"),
+    Trial("d", {}, None, 0, 1.0, "failed"),
+]
+
+
+def test_best_yaml_is_what_won_and_train_takes_it_as_it_is(tmp_path: Path):
+    cfg = config(tmp_path, loss={"bce": 0.5})
+    done = finish(cfg, TRIALS)
+    best = load(FusionConfig, tmp_path / "sweep/best.yaml")
+    assert best == cfg.with_values(TRIALS[1].values, into="sweep-best")
+    assert (best.loss.gamma, best.training.batch, best.loss.bce) == (0.5, 128, 0.5)
+    assert (done.best, done.states) == (TRIALS[1], {"finished": 2, "stopped": 1, "failed": 1})
+    assert "0.8600" in str(done)
+    assert json.loads((tmp_path / "sweep/run.json").read_text())["summary"]["best"]["id"] == "b"
+
+
+def test_where_lower_is_better_the_lowest_wins(tmp_path: Path):
+    done = finish(config(tmp_path, training={"mode": "min"}), TRIALS)
+    assert done.best.id == "a"
+    assert study(config(tmp_path, training={"mode": "min"}), TRIALS).best_value == 0.80
+
+
+def test_the_table_and_the_page_hold_every_trial(tmp_path: Path):
+    finish(config(tmp_path), TRIALS)
+    rows = pq.read_table(tmp_path / "sweep/results.parquet").to_pylist()
+    assert [r["id"] for r in rows] == ["b", "c", "a", "d"]
+    assert rows[0]["loss.gamma"] == 0.5
+    assert rows[3]["macro_auroc"] is rows[3]["loss.gamma"] is None
+    page = (tmp_path / "sweep/report.html").read_text()
+    assert page.count("data:image/png") == 2, "parallel coordinates and importance"
+    assert "For research, not for diagnosis." in page
+
+
+def test_a_lone_trial_leaves_a_page_without_pictures(tmp_path: Path):
+    finish(config(tmp_path), TRIALS[:1])
+    assert "data:image/png" not in (tmp_path / "sweep/report.html").read_text()
+
+
+def test_a_sweep_of_failures_says_so(tmp_path: Path):
+    with pytest.raises(CxrayError, match="all 1 trials failed"):
+        finish(config(tmp_path), TRIALS[3:])
+
+
+# ---- with Ray Tune ----
+
+
+def parabola(values: dict[str, Any], cfg: SweepConfig) -> dict[str, Any]:
+    """Best at gamma 1. The third trial fails."""
+    from ray import tune
+
+    ran = list(Path(cfg.out).glob("ran-*"))
+    (Path(cfg.out) / f"ran-{tune.get_context().get_trial_id()}-{len(ran)}").touch()
+    if len(ran) == 2:
+        raise RuntimeError("a slip")
+    value = 1 - abs(values["loss.gamma"] - 1) / 4
+    for epoch in range(1, 4):
+        tune.report({"macro_auroc": value * epoch / 4, "epoch": epoch})
+    return {"macro_auroc": value, "epoch": 4, "ended": True}
+
+
+def test_a_search_tries_its_own_values_first_survives_a_failure_and_is_not_done_twice(tmp_path: Path, local_ray: None):
+    cfg = config(tmp_path, trials=4, concurrent=1, space={"loss.gamma": SPACE["loss.gamma"]}, grace=4)
+    found = search(cfg, parabola)
+    assert sorted(t.state for t in found) == ["failed", "finished", "finished", "finished"]
+    assert any(t.values == {"loss.gamma": 2.0} and t.value == 0.75 for t in found)
+    assert [(t.id, t.state, t.value) for t in search(cfg, parabola)] == [(t.id, t.state, t.value) for t in found]
+    assert len(list(tmp_path.glob("ran-*"))) == 4
+    assert finish(cfg, found).best.value == max(t.value or 0 for t in found)
+
+
+def test_more_than_the_cluster_has_is_said_before_anything_starts(tmp_path: Path, local_ray: None):
+    with pytest.raises(CxrayError, match=r"need 64\.1 CPUs, and the cluster has"):
+        search(config(tmp_path, training={"resources": {"cpus": 64.0}}), parabola)
+
+
+JOB = """
+import sys
+from contracts.config import load
+from trainers import fusion, sweep
+print(sweep.run(load(sweep.SweepConfig, sys.argv[1])))
+print(fusion.run(load(fusion.FusionConfig, sys.argv[2])))
+"""
+SUBMIT = """
+import subprocess, sys
+from ray.cluster_utils import Cluster
+free = {"dashboard_port": 0, "dashboard_agent_listen_port": 0}  # another cluster on this machine may have the usual ones
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": True, **free})
+try:
+    command = [sys.argv[1], "job", "submit", "--address", f"http://{cluster.webui_url}", "--", sys.executable, *sys.argv[2:]]
+    for _ in range(12):  # a young cluster's agent may not be there yet: Ray waits for it 10 s, then says so
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if "No available agent" not in done.stdout:
+            break
+    print(done.stdout)
+finally:
+    cluster.shutdown()
+sys.exit(done.returncode)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.soak  # minutes each, and a cluster of its own
+@pytest.mark.parametrize("trials", [2, 8])
+def test_a_sweep_as_a_submitted_job_and_its_best_trained_again(tmp_path: Path, trials: int):
+    """On a cluster of two CPUs of its own, two trials at once. The config's own rate is hopeless, so that another one has to win."""
+    thirty(tmp_path)
+    settings = {
+        "out": str(tmp_path), "findings": ["Edema", "Pneumonia"], "modalities": ["image", "clinical"], "trials": trials, "concurrent": 2,
+        "space": {"training.lr": {"low": 1e-7, "high": 0.03, "log": True}, "loss.gamma": {"low": 0.0, "high": 4.0}}, "grace": 1,
+        "network": {"dim": 8, "heads": 2, "hidden": [8, 8]},
+        "training": {
+            **{"epochs": 6, "batch": 15, "micro_batch": 15, "lr": 1e-7, "metric": "macro_auroc", "mode": "max"},
+            "resources": {"cpus": 0.5, "cache": str(tmp_path / "rows")},
+        },
+    }  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "job.py").write_text(JOB)
+    (tmp_path / "submit.py").write_text(SUBMIT)
+    files = [str(tmp_path / name) for name in ("job.py", "sweep.yaml", "sweep/best.yaml")]
+    command = [sys.executable, str(tmp_path / "submit.py"), str(Path(sys.executable).with_name("ray")), *files]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of this cluster alone
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540, env=os.environ | token)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    rows = pq.read_table(tmp_path / "sweep/results.parquet").to_pylist()
+    assert len(rows) == trials
+    assert {r["state"] for r in rows} <= {"finished", "stopped"}
+    own = next(r for r in rows if r["training.lr"] == 1e-7)
+    assert rows[0]["macro_auroc"] >= own["macro_auroc"]
+    if trials == 8:
+        assert rows[0]["macro_auroc"] > own["macro_auroc"]
+    again = json.loads((tmp_path / "sweep-best/metrics.json").read_text())
+    assert again["best"]["macro_auroc"] == pytest.approx(rows[0]["macro_auroc"], abs=1e-6)
