@@ -54,7 +54,12 @@ class HfText(TextEncoder):
         unused = config.pad_token_id + 1 if "roberta" in config.model_type else 0
         self.context = min(tokenizer.model_max_length, config.max_position_embeddings - unused)
         self.dim = self.token_dim = config.hidden_size
-        settings = {"context": self.context, "pooling": "mean", "tokenizer": tokenizer_settings(tokenizer)}
+        settings = {
+            "context": self.context,
+            "padding": padding(self.context),
+            "pooling": "mean",
+            "tokenizer": tokenizer_settings(tokenizer),
+        }
         self.fingerprint = fingerprint(model.state_dict(), settings)
 
     def count_tokens(self, texts: list[str]) -> np.ndarray:

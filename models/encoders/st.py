@@ -40,6 +40,7 @@ class SentenceText(TextEncoder):
         self.dim, self.token_dim = model.get_embedding_dimension(), network.config.hidden_size
         settings = {
             "context": self.context,
+            "padding": padding(self.context),
             "prompt": self.prompt,
             "modules": [[type(module).__name__, _settings(module)] for module in list(model)[1:]],
             "tokenizer": tokenizer_settings(model.tokenizer),
