@@ -173,3 +173,7 @@ class Chart(Config):
         known = {f: value for f in cls.model_fields if (value := row.get(f"chart_{f}")) is not None}
         known.pop("indication", None)
         return cls.model_validate({**known, "indication": row.get("report_indication")} if indication else known)
+
+
+# A cohort's columns that `Chart.from_row` reads; the indication, which is the report's, only where it is asked for.
+CHART_COLUMNS = tuple(f"chart_{name}" for name in Chart.model_fields if name != "indication")

@@ -5,6 +5,33 @@
 Everything else is a fault of the program, and propagates.
 """
 
+from collections.abc import Iterator
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and all that it came of, the nearest first, however Ray wrapped it on the way from a worker.
+
+    What Ray raises for a task is of its cause's class too, but says a traceback: there only the cause counts.
+    """
+    todo, seen = [error], set[int]()
+    while todo:
+        error = todo.pop(0)
+        if not isinstance(error, BaseException) or id(error) in seen:
+            continue
+        seen.add(id(error))
+        if not isinstance(getattr(error, "cause", None), BaseException):
+            yield error
+        todo += [getattr(error, name, None) for name in _INNER] + list(getattr(error, "worker_failures", {}).values())
+
+
+_INNER = ("cause", "_base_exc", "controller_failure", "health_check_failure", "__cause__")  # where Ray and Python keep them
+
+
+def sentence(error: BaseException) -> str | None:
+    """What a person is to be told of a failure, where one of its causes is a CxrayError."""
+    said = next((str(cause) for cause in causes(error) if isinstance(cause, CxrayError)), None)
+    return said.partition("\nFailed to ")[0] if said else None  # what follows is Ray's, on how to try again
+
 
 class CxrayError(Exception):
     """Something the user can put right. The message says what was wrong, where, and what to do, in one or two lines."""

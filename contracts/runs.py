@@ -62,10 +62,15 @@ def finished(place: Place, verb: str, config: Config, inputs: dict[str, Place]) 
     run = read_run(place)
     if run is None or run["verb"] != verb:
         return False
-    ignore = {"resources"}
-    then = {k: v for k, v in run["config"].items() if k not in ignore}
-    now = {k: v for k, v in config.model_dump(mode="json").items() if k not in ignore}
+    then, now = (_without_resources(settings) for settings in (run["config"], config.model_dump(mode="json")))
     return then == now and {n: i["version"] for n, i in run["inputs"].items()} == {n: version_of(p) for n, p in inputs.items()}
+
+
+def _without_resources(settings: Any) -> Any:
+    """Settings without what says where and how fast, wherever it stands in them."""
+    if not isinstance(settings, dict):
+        return settings
+    return {k: _without_resources(v) for k, v in settings.items() if k != "resources"}
 
 
 def version_of(place: Place) -> str | None:

@@ -1,7 +1,5 @@
 """`cxray evaluate CONFIG`: how good predictions are, judged on test, with what is fitted on validate.
 
-    .venv/bin/cxray evaluate configs/demo/evaluate.yaml
-
 The output is a run folder: metrics.json holds all numbers, predictions.parquet the calibrated probabilities, report.html shows them.
 """
 

@@ -1,7 +1,5 @@
 """`cxray leaks CONFIG`: how much of the answer the notes hold, before and after the leakage filter.
 
-    .venv/bin/cxray leaks configs/demo/leaks.yaml
-
 The output is a run folder: metrics.json holds all numbers, report.html shows them.
 """
 
@@ -15,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contracts.chart import Chart
+from contracts.chart import CHART_COLUMNS, Chart
 from contracts.dataset import Dataset, open_dataset
 from contracts.errors import CxrayError
 from contracts.findings import FINDINGS, label_column
@@ -28,7 +26,7 @@ from evaluation.metrics import plain
 from evaluation.plots import dots
 from evaluation.probes import VIEWS, in_words, measure
 from pipelines.inputs.clinical import clinical
-from pipelines.inputs.leakage import scan
+from pipelines.inputs.leakage import scanned
 from pipelines.inputs.notes import NoteConfig, NoteWriter
 from pipelines.job import VerbConfig
 
@@ -37,7 +35,6 @@ POLICY = (
     "uncertain (-1) or the study has no label row. One row a study: the first by its id."
 )
 LABELS = [label_column(f) for f in FINDINGS]
-CHART = [f"chart_{name}" for name in Chart.model_fields if name != "indication"]
 GIVEN_AWAY = 0.9  # AUROC of a bag of words; vital signs and complaints alone do not come near it
 ROWS = 5_000  # charts held as Python objects at once
 
@@ -141,7 +138,7 @@ def targets(rows: pa.Table) -> np.ndarray:
 
 def unfiltered(cohort: Dataset, rows: pa.Table, settings: NoteConfig) -> tuple[list[str], np.ndarray]:
     """(notes as they would stand without the filter, all else as set; structured features [n, D], NaN where missing) of these rows."""
-    write = NoteWriter(settings.model_copy(update={"leakage": settings.leakage.model_copy(update={"mode": "off"})}))
+    write = NoteWriter(settings.unfiltered())
     notes: list[str] = []
     features = []
     for charts in _charts(cohort, rows, settings.indication):
@@ -152,7 +149,7 @@ def unfiltered(cohort: Dataset, rows: pa.Table, settings: NoteConfig) -> tuple[l
 
 def _charts(cohort: Dataset, rows: pa.Table, indication: bool) -> Iterator[list[Chart]]:
     """The charts of these rows, in their order, some thousand at a time."""
-    table = cohort.table(["row_id", *CHART, *(["report_indication"] if indication else [])])
+    table = cohort.table(["row_id", *CHART_COLUMNS, *(["report_indication"] if indication else [])])
     places = pc.index_in(rows["row_id"], value_set=table["row_id"].combine_chunks())
     for start in range(0, len(places), ROWS):
         yield [Chart.from_row(row, indication=indication) for row in table.take(places.slice(start, ROWS)).to_pylist()]
@@ -160,12 +157,8 @@ def _charts(cohort: Dataset, rows: pa.Table, indication: bool) -> Iterator[list[
 
 def terms_left(segments: Iterable[Sequence[str]], settings: NoteConfig) -> dict[str, int]:
     """In how many filtered segments the scan still finds a term, by finding; all should be 0 unless the filter was off."""
-    times = Counter(text for own in segments for text in own)
-    found = dict.fromkeys(FINDINGS, 0)
-    for text, n in times.items():
-        for finding in scan(text, settings.leakage.peripheral_edema):
-            found[finding] += n
-    return found
+    found = scanned((text for own in segments for text in own), settings.leakage.peripheral_edema)
+    return {finding: found[finding] for finding in FINDINGS}
 
 
 def filtered(texts: Dataset) -> dict[str, Any]:

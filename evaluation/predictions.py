@@ -10,8 +10,6 @@ import pyarrow.compute as pc
 from contracts.dataset import Dataset
 from contracts.errors import CxrayError
 
-COLUMNS = ("row_id", "group_id", "split", "study_id", "model", "target", "score", "label")
-
 
 @dataclass(frozen=True)
 class Predictions:
@@ -78,52 +76,6 @@ def _of_patients(table: pa.Table, where: str) -> np.ndarray:
 def _matrix(column: pa.ChunkedArray, wide: int) -> np.ndarray:
     """Fixed lists -> float64 [n, wide], NaN for null."""
     return column.combine_chunks().flatten().cast(pa.float64()).to_numpy(zero_copy_only=False).reshape(-1, wide)
-
-
-def arrays(table: pa.Table, targets: Sequence[str] | None = None) -> dict[str, Predictions]:
-    """A long table (COLUMNS; one row an image, model and target; a null label is an unknown one) -> the predictions of each model.
-
-    targets: which, in which order; without it all there are, by name. Raises CxrayError where a score is null, where an image was
-    scored twice, where the images of a study differ in patient, split or label, and where a model left out a study or a target.
-    """
-    if missing := [c for c in COLUMNS if c not in table.column_names]:
-        raise CxrayError(f"predictions: no column {', '.join(missing)}; make them again with this version of cxray")
-    there = sorted(pc.unique(table["target"]).to_pylist())
-    targets = tuple(targets or there)
-    if strangers := [t for t in targets if t not in there]:
-        raise CxrayError(f"predictions: nothing said of {', '.join(strangers)}; there are {', '.join(there)}")
-    table = table.filter(pc.is_in(table["target"], value_set=pa.array(targets)))
-    if table["score"].null_count:
-        raise CxrayError(f"predictions: {table['score'].null_count:,} scores are null; predict again")
-    every, _ = _codes(table["study_id"])
-    return {
-        m: _of_model(table.filter(pc.equal(table["model"], m)), m, targets, every) for m in sorted(pc.unique(table["model"]).to_pylist())
-    }
-
-
-def _of_model(table: pa.Table, model: str, targets: tuple[str, ...], every: np.ndarray) -> Predictions:
-    studies, study = _codes(table["study_id"])
-    _, image = _codes(table["row_id"])
-    target = pc.index_in(table["target"], value_set=pa.array(targets)).to_numpy()
-    n, f = len(studies), len(targets)
-    if len(np.unique(image * f + target)) < len(image):
-        raise CxrayError(f"predictions of {model}: an image was scored twice; were two runs written into one folder?")
-    cell = study * f + target
-    images = np.bincount(cell, minlength=n * f)
-    if len(studies) < len(every) or not images.all():
-        raise CxrayError(f"predictions of {model}: it left out a study or a target that others have; predict the same rows with each model")
-    said = table["score"].to_numpy().astype(np.float64)
-    scores = np.bincount(cell, weights=said, minlength=n * f) / images
-    label = table["label"].cast(pa.float64()).to_numpy().astype(np.float64)
-    return Predictions(
-        model,
-        targets,
-        studies,
-        _one_each(table["group_id"].to_numpy(), study, n, f"predictions of {model}: a study belongs to two patients"),
-        _one_each(table["split"].to_numpy(), study, n, f"predictions of {model}: a study stands in two splits"),
-        scores.reshape(n, f),
-        _one_each(label, cell, n * f, f"predictions of {model}: the images of a study have different labels").reshape(n, f),
-    )
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

@@ -51,8 +51,6 @@ class MDFNetConfig(Config):
 
 
 class MDFNet(nn.Module):
-    needs_batch_of_two = True  # in training: batch norm has no variance over one sample, and torch refuses it
-
     def __init__(self, config: MDFNetConfig) -> None:
         super().__init__()
         self.config = config
@@ -66,10 +64,6 @@ class MDFNet(nn.Module):
             *(nn.Linear(first, second), BatchNorm(second), nn.ReLU(), nn.Dropout(config.dropout_second)),
             nn.Linear(second, config.findings),
         )
-
-    @classmethod
-    def from_config(cls, config: MDFNetConfig) -> "MDFNet":
-        return cls(config)
 
     def forward(
         self,

@@ -1,6 +1,6 @@
 """`cxray features CONFIG`: stored pictures -> one image encoder's embedding and token grid.
 
-.venv/bin/cxray features configs/demo/features.yaml --set encoder=hog:
+.venv/bin/cxray features configs/mimic/features.yaml --set encoder=hog:
 """
 
 import numpy as np

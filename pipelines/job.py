@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from contracts.config import Config
 from contracts.dataset import Dataset, publish, read_manifest
-from contracts.errors import CxrayError, RowError
+from contracts.errors import CxrayError, RowError, causes, sentence
 from contracts.runs import record
 from contracts.schema import KEYS, REJECTION, Schema
 from contracts.storage import PASSING, Place, StorageOptions, meaning, place
@@ -197,7 +197,7 @@ class Job:
         columns = [f.with_nullable(True) for f in self.schema.columns]
         file_schema = pa.schema([*columns, *REJECTION, pa.field("outcome", pa.string())])
         progress = Progress(self.verb, self.out / "_checkpoint", total=len(self._ids), beat=self._lease.renew)
-        with progress, _plainly(self.out):
+        with progress, plainly(self.out):
             rows.write_parquet(
                 path,
                 filesystem=fs,
@@ -242,19 +242,15 @@ class Job:
 
 
 @contextmanager
-def _plainly(out: Place) -> Iterator[None]:
+def plainly(out: Place) -> Iterator[None]:
     """Say in a line what stopped a worker, where it is the user's to put right; a fault of the program keeps its traceback."""
     try:
         yield
     except Exception as error:
-        # Ray's exception is of the class of its cause too, but what it says is a traceback.
-        cause: BaseException | None = getattr(error, "cause", error)
-        while cause is not None:
-            if isinstance(cause, CxrayError):
-                raise CxrayError(str(cause).partition("\nFailed to ")[0]) from error  # what follows is Ray's, on how to try again
-            if said := meaning(cause):
-                raise CxrayError(f"{out}: {said}") from error
-            cause = getattr(cause, "cause", None) or cause.__cause__
+        if said := sentence(error):
+            raise CxrayError(said) from error
+        if said := next(filter(None, map(meaning, causes(error))), None):
+            raise CxrayError(f"{out}: {said}") from error
         raise
 
 

@@ -1,16 +1,16 @@
 """`cxray texts CONFIG`: a cohort's charts and reports -> one text encoder's embeddings, with the passages that each note asked for.
 
-.venv/bin/cxray texts configs/demo/texts.yaml
+.venv/bin/cxray texts configs/mimic/texts.yaml
 """
 
 import gc
 from collections import Counter
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contracts.chart import Chart
+from contracts.chart import CHART_COLUMNS, Chart
 from contracts.dataset import Dataset, open_dataset
 from contracts.schema import Schema, Section, texts_schema
 from contracts.storage import Place
@@ -21,7 +21,6 @@ from pipelines.knowledge.retrieve import Knowledge
 from pipelines.pool import EncoderResources, encoder_pool, one_thread_on_cpu
 
 KIND = "segments.list.element.kind"  # in Parquet: to be read without the vectors beside it
-CHART = [f"chart_{name}" for name in Chart.model_fields if name != "indication"]
 
 
 class TextsConfig(RowsConfig, InputsConfig):
@@ -31,8 +30,6 @@ class TextsConfig(RowsConfig, InputsConfig):
     encoder: str = "st:all-MiniLM-L6-v2"
     report: tuple[Section, ...] = ("findings", "impression")  # the sections that stand for the report, in this order
     resources: EncoderResources = EncoderResources(batch=64)  # equal segments of a batch are encoded once
-
-    outside_fingerprint: ClassVar[frozenset[str]] = RowsConfig.outside_fingerprint
 
     def inputs(self) -> dict[str, Place]:
         return {"cohort": self.at(self.cohort)} | ({"knowledge": self.at(self.knowledge)} if self.knowledge else {})
@@ -54,7 +51,7 @@ def run(cfg: TextsConfig) -> Summary:
     schema = texts_schema(about["dim"])
     with Job("texts", cfg, schema, made_by=[cohort.fingerprint, about["fingerprint"], known["fingerprint"] if known else ""]) as job:
         indication = {"report_indication"} if cfg.notes.indication else set()
-        rows = job.read(cohort, ["study_id", *CHART, *sorted({f"report_{s}" for s in cfg.report} | indication)])
+        rows = job.read(cohort, ["study_id", *CHART_COLUMNS, *sorted({f"report_{s}" for s in cfg.report} | indication)])
         rows = rows.map_batches(EncodeTexts, fn_constructor_args=(cfg, schema), **encoder_pool(cfg.resources))
         return job.write(rows, cpus=0.25, notes=_told, encoder=about, knowledge=known, reading=cfg.reading().model_dump(mode="json"))
 

@@ -3,7 +3,6 @@
 It reads the files themselves, not the manifest's word for them.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from contracts.dataset import Dataset, open_dataset
 from contracts.storage import Place
-from pipelines.inputs.leakage import scan
+from pipelines.inputs.leakage import scanned
 from pipelines.ledger import ids_hash
 
 
@@ -107,9 +106,5 @@ def _leaks(texts: pa.Table, reading: dict[str, Any]) -> list[str]:
     """Findings that the filtered notes name, with how many segments do. Passages are about findings and are exempt."""
     segments = pc.list_flatten(texts["segments"])
     notes = segments.filter(pc.equal(pc.struct_field(segments, "kind"), "note"))
-    counts = Counter(pc.struct_field(notes, "text").to_pylist())
-    edema = reading["notes"]["leakage"]["peripheral_edema"]
-    found: Counter[str] = Counter()
-    for text, n in counts.items():
-        found.update(dict.fromkeys(scan(text, edema), n))
+    found = scanned(pc.struct_field(notes, "text").to_pylist(), reading["notes"]["leakage"]["peripheral_edema"])
     return [f"{n:,} note segments hold a term of {finding}" for finding, n in sorted(found.items())]

@@ -19,10 +19,12 @@ from contracts.storage import Place, place
 from evaluation.predictions import Predictions, read
 from evaluation.verdict import ALL, judged
 from models.mdfnet import KINDS
+from pipelines.verify import verify
 from trainers import ablate, fusion
 from trainers.ablate import AblateConfig, Bench, exchanged, run
 from trainers.engine import Fitted
 from trainers.evidence import evidence, looked_at
+from trainers.scored import scored
 
 KNOWN, NOTE, IMAGE, OTHERS = "image + note + knowledge", "image + note", "image only", "image + note + shuffled knowledge"
 FINDINGS = ("Edema", "Pneumonia", "Fracture")
@@ -229,6 +231,7 @@ def test_a_run_ends_in_predictions_numbers_and_a_page_and_goes_on_where_it_stopp
     assert json.loads((out / "run.json").read_text())["verb"] == "ablate"
     judged = read(open_dataset(place(out / "image-note-knowledge/0/predictions"), "predictions"), splits=("test",))
     assert (len(judged.studies), judged.targets) == (20, FINDINGS[:2])
+    assert verify(place(out / "image-note-knowledge/0/predictions")).clean
 
     (out / "image-only/1/run.json").unlink()  # as if it had been stopped there
     run(cfg)
@@ -242,7 +245,7 @@ def test_every_variant_has_the_rows_that_all_have(world: dict[str, Any]):
     bench = Bench(load(AblateConfig, world["settings"]))
     assert len(bench.data.keys) == 57
     task, module, _ = bench.trained(IMAGE, 0)
-    assert len(ablate.scores(task, module, bench.data, "train")["score"]) == 27
+    assert len(scored(task, module, bench.rows(task, "train"), 8)) == 27
 
 
 def test_the_control_reads_what_the_lookup_says_and_its_own_note(world: dict[str, Any]):

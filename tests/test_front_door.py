@@ -3,14 +3,18 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from trees import write_tree
 
 import cxray
+from contracts.config import load, read_yaml
+from contracts.runs import finished, record
 from contracts.storage import place
 from pipelines.cohort.job import CohortConfig
+from trainers.fusion import FusionConfig
 
 
 @pytest.fixture
@@ -115,3 +119,31 @@ def test_help_needs_no_heavy_library():
         [sys.executable, "-c", heavy], cwd=Path(cxray.__file__).parent, capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+CONFIGS = sorted((Path(cxray.__file__).parent / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f"{f.parent.name}/{f.name}")
+def test_every_config_here_is_one_that_its_verb_takes(file):
+    """Those of a chain too, with what the chain says for all."""
+    values = read_yaml(file)
+    steps = values.pop("steps", None)
+    if steps is None:
+        verb = "train" if file.stem == "fusion" else file.stem
+        lines = [(verb, file)] if verb in cxray.VERBS else []  # sources.yaml is there to be extended
+    else:
+        lines = [(verb, file.parent / of if isinstance(of, str) else of or {}) for step in steps for verb, of in step.items()]
+    for verb, of in lines:
+        module, kind = import_module(cxray.VERBS[verb][0]), cxray.VERBS[verb][1]
+        load(getattr(module, kind), of, (), shared=values if steps else None)
+    assert lines or file.name == "sources.yaml"
+
+
+def test_a_finished_run_stays_finished_where_only_its_resources_change(tmp_path):
+    """Also where they stand deep in the settings, as a training's do."""
+    here, before = place(tmp_path), FusionConfig(out=str(tmp_path))
+    record(here, "train", before, {}, {})
+    more = before.training.resources.model_copy(update={"workers": 2})
+    assert finished(here, "train", before.model_copy(update={"training": before.training.model_copy(update={"resources": more})}), {})
+    assert not finished(here, "train", before.model_copy(update={"training": before.training.model_copy(update={"lr": 0.5})}), {})

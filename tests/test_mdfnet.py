@@ -32,7 +32,7 @@ def _one_seed_and_one_thread():
 
 def network(train: bool = False, **settings: Any) -> MDFNet:
     """With weights large enough that every input shows in the output."""
-    model = MDFNet.from_config(TINY.model_copy(update=settings))
+    model = MDFNet(TINY.model_copy(update=settings))
     for name, weight in model.named_parameters():
         if name.endswith("absent") or "score" in name:
             nn.init.normal_(weight)
@@ -237,9 +237,8 @@ def test_modality_dropout_hides_in_training_only():
     assert not torch.allclose(model(**x), model(**x, presence=presence("image", "clinical")))
 
 
-def test_batch_norm_needs_two_and_the_network_says_so():
+def test_batch_norm_needs_two_in_training():
     model, x = network(train=True), inputs(1)
-    assert MDFNet.needs_batch_of_two
     with pytest.raises(ValueError, match="more than 1 value"):
         model(**x)
     assert network()(**x).shape == (1, 3)
@@ -291,7 +290,7 @@ def test_seeds_and_a_round_trip_through_safetensors(tmp_path):
     model(**x)  # batch norm has seen something
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(model.config.model_dump_json())
-    again = MDFNet.from_config(MDFNetConfig.model_validate_json((tmp_path / "config.json").read_text()))
+    again = MDFNet(MDFNetConfig.model_validate_json((tmp_path / "config.json").read_text()))
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert torch.equal(again.eval()(**x), model.eval()(**x))
 

@@ -3,13 +3,11 @@
 import json
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import sklearn.metrics as sk
 
 from contracts.errors import CxrayError
 from evaluation.metrics import confusion, ece, judge, plain, reliability, sensitivity_at
-from evaluation.predictions import COLUMNS, arrays
 
 RNG = np.random.default_rng(5)
 N = 400
@@ -119,47 +117,3 @@ def test_nothing_at_all_is_undefined():
 def test_what_cannot_be_judged_is_one_sentence(scores, labels, message):
     with pytest.raises(CxrayError, match=message):
         judge(scores, labels, NAMES)
-
-
-def table(rows: list[tuple]) -> pa.Table:
-    return pa.table([pa.array(column) for column in zip(*rows)], names=list(COLUMNS))
-
-
-ROWS = [
-    ("i1", "p1", "test", "s2", "m", "a", 0.2, 1),
-    ("i2", "p1", "test", "s2", "m", "a", 0.6, 1),
-    ("i3", "p2", "test", "s1", "m", "a", 0.9, None),
-    ("i1", "p1", "test", "s2", "m", "b", 0.5, 0),
-    ("i2", "p1", "test", "s2", "m", "b", 0.5, 0),
-    ("i3", "p2", "test", "s1", "m", "b", 0.1, 0),
-]
-
-
-def test_a_study_is_the_mean_of_its_images():
-    found = arrays(table(ROWS[::-1]))["m"]
-    assert (found.studies.tolist(), found.groups.tolist(), found.splits.tolist()) == (["s1", "s2"], ["p2", "p1"], ["test"] * 2)
-    np.testing.assert_allclose(found.scores, [[0.9, 0.1], [0.4, 0.5]])
-    np.testing.assert_array_equal(found.labels, [[np.nan, 0], [1, 0]])
-    assert arrays(table(ROWS), ["b", "a"])["m"].scores[0].tolist() == [0.1, 0.9]
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([*ROWS, ROWS[0]], "scored twice"),
-        (ROWS[:-1], "left out a study or a target"),
-        (
-            [*ROWS, ("i3", "p2", "test", "s1", "n", "a", 0.5, None), ("i3", "p2", "test", "s1", "n", "b", 0.5, 0)],
-            "predictions of n: it left out",
-        ),
-        ([*ROWS[1:], ("i1", "p1", "test", "s2", "m", "a", 0.2, 0)], "different labels"),
-        ([*ROWS[1:], ("i1", "p3", "test", "s2", "m", "a", 0.2, 1)], "two patients"),
-        ([*ROWS[1:], ("i1", "p1", "train", "s2", "m", "a", 0.2, 1)], "two splits"),
-        ([*ROWS[1:], ("i1", "p1", "test", "s2", "m", "a", None, 1)], "null"),
-    ],
-)
-def test_predictions_that_do_not_fit_together_are_refused(rows, message):
-    with pytest.raises(CxrayError, match=message):
-        arrays(table(rows))
-    with pytest.raises(CxrayError, match="nothing said of z"):
-        arrays(table(ROWS), ["z"])

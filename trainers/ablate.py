@@ -1,6 +1,6 @@
 """`cxray ablate CONFIG`: does knowledge help, and for whom? The same network and budget on more and less of what is known.
 
-    .venv/bin/cxray ablate configs/demo/ablate.yaml
+    .venv/bin/cxray ablate configs/mimic/ablate.yaml
 
 What a variant is shown. `image only`: the image. `chart only`: the chart in numbers (the clinical vector), no words. The others: the image,
 the chart in numbers, and the chart in words: as charted (`image + raw note`), as a filtered narrative (`image + note`), or that with the
@@ -26,29 +26,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import safetensors.torch
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from contracts.config import Config
-from contracts.dataset import Dataset, open_dataset, publish, read_manifest
+from contracts.dataset import Dataset, open_dataset, read_manifest
 from contracts.errors import CxrayError
 from contracts.runs import finished, record
-from contracts.schema import SPLITS, predictions_schema
-from contracts.storage import Place
+from contracts.schema import SPLITS
 from evaluation.metrics import plain
 from evaluation.predictions import Predictions, read
 from evaluation.studies import rare
 from evaluation.verdict import judged, page
 from models.mdfnet import MODALITIES
-from trainers.engine import Data, fit
-from trainers.engine.context import Context
+from trainers.engine import fit
 from trainers.engine.data import Rows
-from trainers.engine.validate import predictions
 from trainers.evidence import evidence, looked_at
 from trainers.fusion import Fusion, FusionConfig, Kind, Modality, Sources
+from trainers.scored import scored, write
 
 
 class Variant(Config):
@@ -161,8 +157,6 @@ class Bench:
         whole = cfg.one(cfg.treatment, cfg.seeds[0]).model_copy(update={"modalities": MODALITIES})
         self.sources = Sources(whole)  # says now what does not go together
         self.data = self.sources.data(whole).anchored()
-        studies = self.sources.cohort.table(["row_id", "study_id"])
-        self.study = dict(zip(studies["row_id"].to_pylist(), studies["study_id"].to_pylist()))
         texts = self.sources.texts
         self.passages = passages_of(texts) if texts is not None and cfg.controls else {}
 
@@ -181,46 +175,20 @@ class Bench:
         weights = (out / "model" / "model.safetensors").read()
         module = task.build()
         module.load_state_dict(safetensors.torch.load(weights))
-        module.eval()
         made_by = hashlib.sha256(weights).hexdigest()
+        module.to("cuda" if one.training.resources.gpus else "cpu").eval()
         there = read_manifest(out / "predictions")
-        if there is None or there["fingerprint"] != made_by:
-            self._predict(task, module, name, out / "predictions", made_by)
+        if there is None or there["weights"] != made_by:
+            parts = [scored(task, module, self.rows(task, split), one.training.micro_batch) for split in SPLITS[1:]]
+            write(out / "predictions", parts, sources.cohort, task, name, made_by, made_by)
         return task, module, open_dataset(out / "predictions", "predictions")
 
-    def _predict(self, task: Fusion, module: nn.Module, name: str, place: Place, made_by: str) -> None:
-        """Write what the network says of validate and test."""
-        schema = predictions_schema(len(self.cfg.findings))
-        tables = []
-        for split in ("validate", "test"):
-            said, keys = scores(task, module, self.data, split), self.data.split(split)
-            values = {"scores": said["score"].astype(np.float64), "labels": said["label"]}
-            lists = [
-                pa.FixedSizeListArray.from_arrays(
-                    pa.array(v.ravel(), from_pandas=True).cast(schema.columns.field(c).type.value_type), v.shape[1]
-                )
-                for c, v in values.items()
-            ]
-            studies = pa.array([self.study[i] for i in keys["row_id"].to_pylist()], pa.string())
-            tables.append(pa.table([*keys.columns, studies, *lists], schema=schema.columns))
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.concat_tables(tables), sink)
-        content = sink.getvalue().to_pybytes()
-        (place / f"data/{made_by[:16]}.parquet").write(content)
-        file = {"path": f"data/{made_by[:16]}.parquet", "outcome": "row", "rows": sum(len(t) for t in tables), "bytes": len(content)}
-        publish(place, schema, made_by, [file], model=name, targets=list(self.cfg.findings), policy=self.cfg.policy.name)
-
-
-def scores(task: Fusion, module: nn.Module, data: Data, split: str) -> dict[str, np.ndarray]:
-    """What the network says of a split, in the order of row_id: score and label [n, F] (NaN: not known, or soft), row_id [n]."""
-    device = torch.device("cuda" if task.cfg.training.resources.gpus else "cpu")
-    rows = Rows(task, data, split, task.cfg.training.seed, task.cfg.training.resources.cache)
-    if not len(rows):
-        raise CxrayError(f"the {split} split has no rows to predict")
-    alone = Context(0, 1, device, lambda metrics, part: None)
-    said = predictions(task, module.to(device), rows, task.cfg.training, alone) or {}
-    hard = (said["label"] == 0) | (said["label"] == 1)
-    return said | {"label": np.where(hard, said["label"], np.nan)}
+    def rows(self, task: Fusion, split: str) -> Rows:
+        """Raises CxrayError where the split is empty: nothing could be compared on it."""
+        rows = Rows(task, self.data, split, task.cfg.training.seed, task.cfg.training.resources.cache)
+        if not len(rows):
+            raise CxrayError(f"the {split} split has no rows to predict")
+        return rows
 
 
 @dataclass

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from pydantic import Field
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from contracts.chart import Chart
+from contracts.chart import CHART_COLUMNS, Chart
 from contracts.config import Config
 from contracts.dataset import Dataset, open_dataset
 from contracts.errors import CxrayError
@@ -64,8 +64,6 @@ class FusionConfig(VerbConfig):
     loss: LossConfig = LossConfig()
     network: Network = Network()
     training: TrainerConfig = TrainerConfig(metric="macro_auroc", mode="max")
-
-    outside_fingerprint: ClassVar[frozenset[str]] = VerbConfig.outside_fingerprint
 
     def inputs(self) -> dict[str, Place]:
         names = {"cohort": self.cohort, "features": self.features} | ({"texts": self.texts} if self.texts else {})
@@ -130,7 +128,7 @@ class Sources:
 
     def data(self, cfg: FusionConfig, unlabelled: bool = False) -> Data:
         """Rows that have an image's features, a text and a label row (unlabelled: or none)."""
-        columns = ["row_id", "group_id", "split", *label_columns(), *(f"chart_{f}" for f in Chart.model_fields if f != "indication")]
+        columns = ["row_id", "group_id", "split", *label_columns(), *CHART_COLUMNS]
         rows = self.cohort.table(columns)
         for there in (self.features, *([self.texts] if self.texts else [])):
             rows = rows.filter(pc.is_in(rows["row_id"], value_set=there.table(["row_id"])["row_id"].combine_chunks()))

@@ -1,45 +1,35 @@
 """`cxray predict`: a trained model's word on a cohort's splits (CONFIG), or on any images and charts (RUN).
 
-.venv/bin/cxray predict configs/demo/predict.yaml
 .venv/bin/cxray predict runs/demo/fusion --images 'scans/*.dcm' --charts charts.jsonl --out predictions.parquet
 """
 
 import hashlib
 import json
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import torch
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from contracts.dataset import publish, read_manifest
 from contracts.errors import CxrayError, RowError
 from contracts.pages import NOT_FOR_DIAGNOSIS
 from contracts.runs import read_run, record
-from contracts.schema import SPLITS, predictions_schema
+from contracts.schema import SPLITS
 from contracts.storage import Place, place
 from pipelines.images.decode import Limits
 from pipelines.images.fetch import fetcher
-from pipelines.job import VerbConfig, connect
-from pipelines.ledger import ids_hash
+from pipelines.job import VerbConfig, connect, plainly
 from pipelines.pool import EncoderResources, encoder_pool, one_thread_on_cpu
-from trainers.engine.context import moved
 from trainers.engine.data import Rows, anchored
-from trainers.engine.validate import array
 from trainers.fusion import FusionConfig, Sources
 from trainers.items import items
 from trainers.predictor import Item, Model, load
-
-QUIET_S = 3  # a run that is done by then shows no progress
+from trainers.scored import QUIET_S, parquet, scored, write
 
 
 class PredictConfig(VerbConfig):
@@ -74,34 +64,16 @@ def run(cfg: PredictConfig) -> Predicted:
     no finished run, and where features or texts are now others than it was trained on.
     """
     started, where, out = time.monotonic(), cfg.at(cfg.run), cfg.output()
-    before = read_manifest(out)
-    if before is not None and before["schema"] != "predictions":
-        raise CxrayError(f"{out}: holds {before['schema']}; name another folder (`into`)")
     trained = _trained(where)
     sources, model = Sources(trained), Model(where)
     if sources.made != model.made:
         raise CxrayError(f"{where}: its features or texts were made anew by other encoders or settings; train again, or put those back")
     data = sources.data(trained, unlabelled=True)
-    parts = [_scored(model, Rows(model.task, data, split, 0, trained.training.resources.cache), trained) for split in cfg.splits]
-    table = pa.concat_tables(parts)
-    if not table.num_rows:
-        raise CxrayError(f"{sources.cohort.place}: no row of {', '.join(cfg.splits)} has what the model reads; name other `splits`")
-    studies = sources.cohort.table(["row_id", "study_id"])
-    study = studies["study_id"].take(pc.index_in(table["row_id"], value_set=studies["row_id"]))
-    schema = predictions_schema(len(model.findings))
-    table = table.append_column("study_id", study).select(schema.columns.names).cast(schema.columns)
-
+    size, cache = trained.training.micro_batch, trained.training.resources.cache
+    parts = [scored(model.task, model.network, Rows(model.task, data, split, 0, cache), size) for split in cfg.splits]
     weights = hashlib.sha256((model.where / "model.safetensors").read()).hexdigest()
-    file, content = f"data/{uuid.uuid4().hex}.parquet", _parquet(table)
-    (out / file).write(content)
-    publish(
-        out, schema, cfg.fingerprint(weights, *(d.version for d in (sources.cohort, *data.large))),
-        [{"path": file, "outcome": "row", "rows": table.num_rows, "bytes": len(content)}],
-        rows_in=table.num_rows, ids_hash=ids_hash(table["row_id"]), columns=[f"{f.name}: {f.type}" for f in schema.columns],
-        model=cfg.run, targets=list(model.findings), policy=model.task.policy_name, weights=weights,
-    )  # fmt: skip
-    for old in (before or {}).get("files", []):
-        (out / old["path"]).remove()
+    made_by = cfg.fingerprint(weights, *(d.version for d in (sources.cohort, *data.large)))
+    write(out, parts, sources.cohort, model.task, cfg.run, weights, made_by)
     counts = {split: part.num_rows for split, part in zip(cfg.splits, parts, strict=True)}
     done = Predicted(str(out), counts, time.monotonic() - started)
     record(out, "predict", cfg, cfg.inputs(), done.__dict__)
@@ -119,22 +91,6 @@ def _trained(where: Place) -> FusionConfig:
         return FusionConfig.model_validate(told["config"])
     except ValidationError:
         raise CxrayError(f"{where}: trained by another version of cxray; train again in a new folder") from None
-
-
-def _scored(model: Model, rows: Rows, trained: FusionConfig) -> pa.Table:
-    """Keys, scores [F] and labels [F] of a split, in the order of row_id."""
-    size, width = trained.training.micro_batch, len(model.findings)
-    scores, labels = np.zeros((len(rows), width)), np.full((len(rows), width), np.nan)
-    with torch.inference_mode(), tqdm(total=len(rows), desc="predict", unit=" rows", delay=QUIET_S) as progress:
-        for start in range(0, len(rows), size):
-            which = range(start, min(start + size, len(rows)))
-            said = model.task.predict(model.network, moved(model.task.collate([rows[0, n] for n in which]), model.device))
-            scores[start : which.stop], labels[start : which.stop] = array(said["score"]), array(said["label"])
-            progress.update(len(which))
-    hard = (labels == 0) | (labels == 1)  # a soft target is neither
-    said = pa.array(np.where(hard, labels, 0).astype(np.int8).ravel(), mask=~hard.ravel())
-    keys = rows.keys.append_column("scores", pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), width))
-    return keys.append_column("labels", pa.FixedSizeListArray.from_arrays(said, width))
 
 
 def predict_files(
@@ -174,17 +130,12 @@ def predict_files(
     rows = ray.data.from_arrow(todo).repartition(target_num_rows_per_block=max(pool["batch_size"], min(1024, share)))
     rows = rows.map_batches(PredictItems, fn_constructor_args=(anchored(where),), **pool)
     parts: list[pa.Table] = []
-    with tqdm(total=todo.num_rows, desc="predict", unit=" rows", delay=QUIET_S) as progress:
-        try:
-            for part in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-                parts.append(part)
-                progress.update(part.num_rows)
-        except Exception as error:  # Ray's is of its cause's class, but says a traceback
-            if isinstance(cause := getattr(error, "cause", None), CxrayError):
-                raise CxrayError(str(cause).partition("\nFailed to ")[0]) from error
-            raise
+    with tqdm(total=todo.num_rows, desc="predict", unit=" rows", delay=QUIET_S) as progress, plainly(target):
+        for part in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+            parts.append(part)
+            progress.update(part.num_rows)
     table = pa.concat_tables(parts).sort_by("row_id")
-    target.write(_parquet(table.replace_schema_metadata({"cxray": json.dumps(about)})))
+    target.write(parquet(table.replace_schema_metadata({"cxray": json.dumps(about)})))
     reasons = pc.value_counts(table["reason"].fill_null("predicted").combine_chunks()).to_pylist()
     return Predicted(str(target), {r["values"]: r["counts"] for r in reasons}, time.monotonic() - started)
 
@@ -228,9 +179,3 @@ def _readable(todo: pa.Table) -> None:
     """A refusal (no access, no credentials) is of the whole store: the first file tells it, here and in one sentence."""
     for path in pc.drop_null(todo["path"]).slice(0, 1).to_pylist():
         next(iter(fetcher(place(path).options, 1, Limits().max_bytes).each([path])))  # pyright: ignore[reportArgumentType]
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()

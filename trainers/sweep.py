@@ -1,6 +1,6 @@
 """`cxray sweep CONFIG`: which settings train best, by Ray Tune: Optuna proposes, ASHA stops what falls behind, a trial is a training run.
 
-    .venv/bin/cxray sweep configs/demo/sweep.yaml
+    .venv/bin/cxray sweep configs/mimic/sweep.yaml
 
 The config is a training config (it may `extends:` one) with a `space`: any of its keys, each with a range or choices. The first trial has
 the config's own values, so that the best is no worse than they are. Under OUT: `trials/ID` (a run folder each), `results.parquet`,

@@ -1,6 +1,6 @@
 """`cxray cohort CONFIG`: MIMIC's tables -> one row an image, and a data card.
 
-.venv/bin/cxray cohort configs/demo/cohort.yaml --set root=TREE
+.venv/bin/cxray cohort configs/mimic/cohort.yaml --set root=TREE
 """
 
 import json

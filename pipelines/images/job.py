@@ -1,6 +1,6 @@
 """`cxray images CONFIG`: a cohort's image files -> 8-bit grey pictures of 518 x 518, the only thing an encoder ever sees.
 
-.venv/bin/cxray images configs/demo/images.yaml
+.venv/bin/cxray images configs/mimic/images.yaml
 """
 
 from collections import defaultdict

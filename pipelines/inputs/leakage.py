@@ -5,6 +5,8 @@ here is how they are found and how what surrounds them (doubt, negation, side, l
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -60,6 +62,14 @@ def scan(text: str, peripheral_edema: Peripheral = "keep") -> list[str]:
     table = reader("standard", peripheral_edema)
     named = {term.rule.partition(":")[2] for _, _, term in table.hits(Words(plain(text), table.speller))}
     return [f for f in FINDINGS if f in named]
+
+
+def scanned(texts: Iterable[str], peripheral_edema: Peripheral = "keep") -> Counter[str]:
+    """How many of the texts hold a term, by finding; each distinct text is scanned once."""
+    found: Counter[str] = Counter()
+    for text, times in Counter(texts).items():
+        found.update(dict.fromkeys(scan(text, peripheral_edema), times))
+    return found
 
 
 @lru_cache

@@ -59,6 +59,10 @@ class NoteConfig(Config):
     indication: bool = False  # the report's INDICATION section, where the chart carries one
     leakage: LeakageConfig = LeakageConfig()
 
+    def unfiltered(self) -> "NoteConfig":
+        """The same notes as they would stand without the filter."""
+        return self.model_copy(update={"leakage": self.leakage.model_copy(update={"mode": "off"})})
+
 
 @dataclass(frozen=True)
 class LabTest:

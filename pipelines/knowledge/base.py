@@ -1,6 +1,6 @@
 """`cxray knowledge CONFIG`: passages written for this project and a user's own corpora -> a knowledge folder.
 
-    .venv/bin/cxray knowledge configs/demo/knowledge.yaml
+    .venv/bin/cxray knowledge configs/mimic/knowledge.yaml
 
 The output is a run folder: `model/` alone answers (pipelines/knowledge/retrieve.py). Its config.json goes first and comes back last, so
 that a folder with one is whole.

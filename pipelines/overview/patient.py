@@ -9,9 +9,14 @@ from contracts.chart import Chart
 from contracts.dataset import Dataset
 from contracts.pages import Page
 from contracts.storage import Place
-from pipelines.inputs.notes import NoteConfig, NoteWriter
+from pipelines.inputs.notes import NoteWriter
 from pipelines.inputs.reading import InputsConfig
 from pipelines.knowledge.retrieve import Knowledge
+
+LEAVES = ("kind", "name", "text", "id", "asked_by", "score")
+REMOVED = ("rule", "count")
+SHOWN = 6  # entries of a list in a chart
+LOOKED_AT = 5_000  # rows among which the patient is chosen
 
 
 def show(p: Page, cohort: Dataset, texts: Dataset, knowledge: Place, synthetic: bool) -> None:
@@ -26,7 +31,8 @@ def show(p: Page, cohort: Dataset, texts: Dataset, knowledge: Place, synthetic: 
     p.table("The note", ("segment", "text"), said, "The narrative that is embedded, a segment by itself; after the leakage filter.")
     removed = ", ".join(f"{r['rule']} ({r['count']})" for r in chosen["removed"]) or "nothing"
     whole = {text for _, text in said}
-    before = [s.text for s in _unfiltered(chart, reading.notes) if s.text not in whole] if synthetic else []
+    before = [s.text for s in NoteWriter(reading.notes.unfiltered())([chart])[0].segments if s.kind == "note"] if synthetic else []
+    before = [text for text in before if text not in whole]
     p.text("What the filter took out", f"Rules that fired: {removed}.", "Before the filter:\n" + "\n".join(before) if before else "")
     known = Knowledge(knowledge)
     found = [s for s in chosen["segments"] if s["kind"] == "passage"]
@@ -41,16 +47,7 @@ def _choose(texts: Dataset) -> dict[str, Any]:
     def shows(row: Mapping[str, Any]) -> tuple[bool, float, str]:
         return bool(row["removed"]), max((s["score"] for s in row["segments"] if s["kind"] == "passage"), default=0), row["row_id"]
 
-    return max(table.to_pylist(), key=shows)
-
-
-LEAVES = ("kind", "name", "text", "id", "asked_by", "score")
-REMOVED = ("rule", "count")
-
-
-def _unfiltered(chart: Chart, notes: NoteConfig) -> list[Any]:
-    off = notes.model_copy(update={"leakage": notes.leakage.model_copy(update={"mode": "off"})})
-    return [s for s in NoteWriter(off)([chart])[0].segments if s.kind == "note"]
+    return max(table.slice(0, LOOKED_AT).to_pylist(), key=shows)
 
 
 def _chart(chart: Chart) -> list[tuple[str, str]]:
@@ -65,9 +62,6 @@ def _chart(chart: Chart) -> list[tuple[str, str]]:
         else:
             rows.append((name, str(value)))
     return rows
-
-
-SHOWN = 6
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """`cxray index CONFIG`: embeddings -> a FAISS index of images and one of reports, with what an answer shows.
 
-    .venv/bin/cxray index configs/demo/index.yaml
-
 The output is a run folder: `model/` alone answers. Its config.json names the files of image vectors, report vectors and rows. New rows
 are added to an index that stands; they do not build it anew, until there are so many that exact search gives way to HNSW.
 """

@@ -23,10 +23,10 @@ from filelock import FileLock
 from contracts.dataset import Dataset
 from contracts.errors import CxrayError
 from contracts.storage import Place, told
+from pipelines.job import KEY_NAMES
 from trainers.engine.order import Index
 from trainers.engine.task import Task
 
-KEY_NAMES = ("row_id", "group_id", "split")
 ROWS_A_PIECE = 1024
 
 

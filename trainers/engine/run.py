@@ -19,9 +19,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from contracts.errors import CxrayError
-from contracts.storage import Place, meaning
-from pipelines.job import connect
+from contracts.errors import CxrayError, sentence
+from contracts.storage import Place
+from pipelines.job import connect, plainly
 from pipelines.ledger import Lease
 from trainers.engine.board import curves
 from trainers.engine.card import card
@@ -140,7 +140,7 @@ def _on_workers(cfg: TrainerConfig, out: Place, work: tuple[Any, ...]) -> Any:
         ),
     )
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what stops a run is raised
-    with _plainly(out):
+    with plainly(out):
         return trainer.fit()
 
 
@@ -175,7 +175,7 @@ def _give_up() -> Any:
     class GiveUp(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
-                if said := _sentence(error):
+                if said := sentence(error):
                     raise CxrayError(said)
 
     return GiveUp()
@@ -192,35 +192,6 @@ def _to_tune() -> list[Any]:
                 super().after_report(run_context, metrics, None)
 
     return [EachEpoch()] if _in_tune_session() else []
-
-
-def _sentence(error: BaseException | None) -> str | None:
-    """What a person is to be told, wherever in Ray's wrappings it is."""
-    seen: set[int] = set()
-    todo = [error]
-    while todo:
-        error = todo.pop(0)
-        if error is None or id(error) in seen:
-            continue
-        seen.add(id(error))
-        if isinstance(error, CxrayError):
-            return str(error).partition("\nFailed to ")[0]
-        inner = ("_base_exc", "cause", "controller_failure", "health_check_failure", "__cause__")
-        todo += [getattr(error, name, None) for name in inner] + list(getattr(error, "worker_failures", {}).values())
-    return None
-
-
-@contextmanager
-def _plainly(out: Place) -> Iterator[None]:
-    """Say in a line what stopped the workers, where it is the user's to put right; a fault of the program keeps its traceback."""
-    try:
-        yield
-    except Exception as error:
-        if said := _sentence(error):
-            raise CxrayError(said) from error
-        if said := meaning(error):
-            raise CxrayError(f"{out}: {said}") from error
-        raise
 
 
 @contextmanager
