@@ -3,6 +3,8 @@
 .venv/bin/cxray features configs/mimic/features.yaml --set encoder=hog:
 """
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
@@ -10,6 +12,7 @@ from contracts.dataset import open_dataset
 from contracts.schema import Schema, features_schema
 from contracts.storage import Place
 from models.encoders import load_image
+from models.encoders.base import ImageEncoder
 from models.encoders.grid import pool_grid, quantise
 from pipelines.images.stored import from_stored
 from pipelines.job import KEY_NAMES, Job, RowsConfig, Summary, block
@@ -51,12 +54,16 @@ class EncodeImages:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """(keys, image) -> FEATURES."""
         pictures = np.stack([from_stored(data) for data in batch["image"].to_pylist()])
-        found = self.encoder(pictures)
-        rows = batch.select(KEY_NAMES).to_pylist()
-        for row, embedding in zip(rows, found.embedding, strict=True):
-            row["embedding"] = embedding
-        if found.tokens is not None:
-            tokens, scales = quantise(pool_grid(found.tokens, self.encoder.grid, self.grid))
-            for row, token, scale in zip(rows, tokens, scales, strict=True):
-                row |= {"tokens": token.tobytes(), "token_scales": scale.tobytes()}
-        return block(rows, self.schema)
+        keys = batch.select(KEY_NAMES).to_pylist()
+        return block([key | row for key, row in zip(keys, encoded(self.encoder, self.grid, pictures), strict=True)], self.schema)
+
+
+def encoded(encoder: ImageEncoder, grid: int, pictures: np.ndarray) -> list[dict[str, Any]]:
+    """uint8 [B, 518, 518] -> what FEATURES holds of each: `embedding` and, where the encoder has any, `tokens` and `token_scales`."""
+    found = encoder(pictures)
+    rows: list[dict[str, Any]] = [{"embedding": embedding} for embedding in found.embedding]
+    if found.tokens is not None and grid:
+        tokens, scales = quantise(pool_grid(found.tokens, encoder.grid, grid))
+        for row, token, scale in zip(rows, tokens, scales, strict=True):
+            row |= {"tokens": token.tobytes(), "token_scales": scale.tobytes()}
+    return rows

@@ -146,12 +146,12 @@ def test_training_and_serving_give_the_network_equal_bytes(out, predictor):
     task, rows = trained_on(out, "train")
     stored = task.collate(rows)
     given = [predictor.opened(jpeg(n), chart(n)) for n in range(4)]
-    together, _, _ = predictor.tensors(given)
+    together, _ = predictor.tensors(predictor.parts(given))
     for name in ("image", "embedding", "text", "text_mask", "kinds", "clinical", "known", "presence"):
         assert together[name].dtype == stored[name].dtype
         assert together[name].numpy().tobytes() == stored[name].numpy().tobytes(), name
     for n in range(4):  # and one by one, as requests come
-        alone, prepared, _ = predictor.tensors(given[n : n + 1])
+        alone, prepared = predictor.tensors(predictor.parts(given[n : n + 1]))
         expected = task.collate(rows[n : n + 1])
         assert all(alone[name].numpy().tobytes() == expected[name].numpy().tobytes() for name in ("image", "text", "clinical", "known"))
         assert prepared[0]["names"] == rows[n]["names"]
@@ -159,7 +159,7 @@ def test_training_and_serving_give_the_network_equal_bytes(out, predictor):
 
 def test_equal_bytes_are_no_accident(predictor):
     """Another picture or chart does change them."""
-    one, other = (predictor.tensors([predictor.opened(jpeg(a), chart(b))])[0] for a, b in ((0, 0), (1, 1)))
+    one, other = (predictor.tensors(predictor.parts([predictor.opened(jpeg(a), chart(b))]))[0] for a, b in ((0, 0), (1, 1)))
     assert all(one[name].numpy().tobytes() != other[name].numpy().tobytes() for name in ("image", "text", "clinical"))
 
 
@@ -258,7 +258,7 @@ def test_a_model_knows_how_its_dicoms_were_shown(out, tmp_path):
 def test_a_models_modalities_decide_what_is_read(out):
     train(out, {"modalities": ["image"], "into": "image-only"})
     predictor = load(out / "image-only", device="cpu")
-    assert predictor.inputs is None and predictor.knowledge is None
+    assert predictor.read is None and predictor.knowledge is None
     assert predictor.predict(jpeg(0), chart(0)).probabilities == predictor.predict(jpeg(0)).probabilities
     with pytest.raises(CxrayError, match="the model reads image"):
         predictor.predict(None, chart(0))

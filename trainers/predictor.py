@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -26,11 +26,11 @@ from contracts.errors import CxrayError, RowError
 from contracts.storage import Place, place
 from evaluation.calibration import apply, thresholds
 from models.encoders import load_image, load_text
+from models.encoders.base import TextEncoder
 from models.encoders.device import choose
-from models.encoders.grid import pool_grid, quantise
 from models.mdfnet import MDFNet, MDFNetConfig
-from pipelines.images.decode import decode
-from pipelines.images.stored import SIDE, from_stored, to_stored
+from pipelines.features import encoded
+from pipelines.images.stored import as_stored
 from pipelines.inputs.clinical import CLINICAL, clinical
 from pipelines.inputs.notes import Segment
 from pipelines.inputs.reading import Inputs, InputsConfig, Reading
@@ -77,6 +77,15 @@ class Prediction:
     attention: Attention | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What a network reads of one study; what is None it is not shown. image: a row of FEATURES; chart: repaired; reading: of the chart."""
+
+    image: Mapping[str, Any] | None
+    chart: Chart | None
+    reading: Reading | None
+
+
 class Model:
     """An opened `model/`: the network with its best weights, its task, its calibration. No encoder is loaded.
 
@@ -86,7 +95,7 @@ class Model:
     def __init__(self, run: Place, device: str | None = None) -> None:
         """run: a run folder, or its `model/` by itself."""
         self.where = run / "model" if (run / "model" / "config.json").exists() else run
-        self.device = choose(device)
+        self.asked, self.device = device, choose(device)
         said = self._json("config.json")
         if said is None:
             raise CxrayError(f"{run}: no model here (no model/config.json); name the folder of a finished `cxray train`")
@@ -104,10 +113,20 @@ class Model:
             raise other from None
         if not same or network.config != self.task.network().model_copy(update=_rates(network.config)):
             raise other
-        self.findings = self.task.cfg.findings
+        self.findings, self.shown = self.task.cfg.findings, self.task.cfg.modalities
+        self.grid = int(self.task.patches**0.5) if self.task.has_tokens else 0
         self.calibration = self._json("calibration.json")
         self.thresholds = thresholds(self.findings, self.calibration) if self.calibration is not None else np.full(len(self.findings), 0.5)
         self.network = self._weights(network).to(self.device).eval()
+
+    def encoder(self, side: Literal["image", "text"]) -> Any:
+        """The encoder that it was trained with. Raises CxrayError where that cannot be loaded, or has other weights now."""
+        about = self.made.encoders[side]
+        assert about is not None
+        encoder = (load_image if side == "image" else load_text)(about["name"], self.asked)
+        if (encoder.fingerprint, encoder.dim) != (about["fingerprint"], about["dim"]):
+            raise CxrayError(f"{self.where}: `{about['name']}` has other weights now than when the model was trained; put those back")
+        return encoder
 
     def probabilities(self, logits: torch.Tensor) -> np.ndarray:
         """float64 [B, findings], calibrated where there is a calibration.json."""
@@ -148,106 +167,47 @@ class Model:
             raise CxrayError(f"{file}: does not hold the weights of the network in config.json; train the model again") from None
         return network
 
+    def chart(self, given: Chart | Mapping[str, Any] | None) -> Chart | None:
+        """The repaired chart; None where none is given, or where the network is shown the image alone. Raises RowError bad_chart."""
+        if given is None or set(self.shown) == {"image"}:
+            return None
+        if isinstance(given, Chart):
+            return given
+        try:
+            return Chart.model_validate(dict(given))
+        except (ValidationError, TypeError, ValueError) as error:
+            fields = {str(e["loc"][0]) for e in error.errors() if e["loc"]} if isinstance(error, ValidationError) else set()
+            raise RowError("bad_chart", ", ".join(sorted(fields & set(Chart.model_fields)))) from None
 
-class Predictor(Model):
-    """A model with its encoders and its knowledge. Not safe for several threads at once."""
+    def inputs(self, encoder: TextEncoder) -> Inputs:
+        """What reads charts for this model."""
+        return Inputs(InputsConfig.model_validate(self.made.reading), encoder, self.knowledge)
 
-    def __init__(self, run: Place, device: str | None = None) -> None:
-        """Raises CxrayError also where an encoder cannot be loaded, or has other weights than in training."""
-        super().__init__(run, device)
-        self.shown = self.task.cfg.modalities
-        self.image_encoder = self._encoder("image", load_image, device) if "image" in self.shown else None
-        text_encoder = self._encoder("text", load_text, device) if "text" in self.shown else None
-        self.inputs = Inputs(InputsConfig.model_validate(self.made.reading), text_encoder, self.knowledge) if text_encoder else None
-
-    def _encoder(self, side: Any, load: Any, device: str | None) -> Any:
-        about = self.made.encoders[side]
-        assert about is not None
-        encoder = load(about["name"], device)
-        if (encoder.fingerprint, encoder.dim) != (about["fingerprint"], about["dim"]):
-            raise CxrayError(f"{self.where}: `{about['name']}` has other weights now than when the model was trained; put those back")
-        return encoder
-
-    def predict(self, image: bytes | None = None, chart: Chart | Mapping[str, Any] | None = None, attention: bool = False) -> Prediction:
-        """One study. image: a JPEG, PNG or DICOM. Raises CxrayError for what cannot be read."""
-        said = self.predict_batch([(image, chart)], attention)[0]
-        if isinstance(said, RowError):
-            raise CxrayError(f"nothing was predicted, because of {said}") from said
-        return said
-
-    def predict_batch(self, items: Sequence[Item], attention: bool = False) -> list[Prediction | RowError]:
-        """Studies at once, all of which are encoded together: bound their number by what memory holds.
-
-        One that cannot be read is a RowError in its place: nothing_to_read, bad_chart, and those of pipelines.images.decode.
-        """
-        said: list[Prediction | RowError | None] = [None] * len(items)
-        good: list[int] = []
-        parts: list[tuple[np.ndarray | None, Chart | None]] = []
-        for i, item in enumerate(items):
-            try:
-                parts.append(self.opened(*item))
-                good.append(i)
-            except RowError as error:
-                said[i] = error
-        if good:
-            batch, rows, readings = self.tensors(parts)
-            with torch.inference_mode():
-                out = self.task.forward(self.network, moved(batch, self.device), attention=True)
-            probabilities = self.probabilities(out["logits"])
-            seen = {name: out[name].float().cpu().numpy() for name in ("patches", "segments")}
-            for k, i in enumerate(good):
-                patches = seen["patches"][k] if parts[k][0] is not None else None
-                looked = self._attention(patches, rows[k]["names"], seen["segments"][k]) if attention else None
-                said[i] = self._prediction(probabilities[k], readings[k], looked)
-        return [one for one in said if one is not None]
-
-    def tensors(self, parts: Sequence[tuple[np.ndarray | None, Chart | None]]) -> tuple[Batch, list[dict[str, Any]], list[Reading | None]]:
-        """(stored pictures uint8 [518, 518], charts) -> the batch, its prepared rows, and what was read of each chart."""
-        pictures = iter(self._images([picture for picture, _ in parts if picture is not None]))
-        charts = [chart for _, chart in parts if chart is not None]
-        readings = iter(self.inputs(charts) if self.inputs and charts else [None] * len(charts))
-        read = [next(readings) if chart is not None else None for _, chart in parts]
-        values = clinical([chart or NOTHING for _, chart in parts])[0]
+    def tensors(self, parts: Sequence[Part]) -> tuple[Batch, list[dict[str, Any]]]:
+        """The batch, and its prepared rows."""
+        values = clinical([part.chart or NOTHING for part in parts])[0]
         rows = []
-        for i, ((picture, chart), reading) in enumerate(zip(parts, read, strict=True)):
-            row = next(pictures) if picture is not None else self._no_image
+        for i, part in enumerate(parts):
             # An absent chart is one of which nothing is known; `presence` hides it whole.
-            row |= {"row_id": str(i), "clinical": values[i] if chart is not None else np.full(len(CLINICAL), np.nan, np.float32)}
-            row |= {"target": np.full(len(self.findings), -1, np.float32), "segments": reading.rows() if reading else []}
+            row = dict(part.image or self._no_image) | {"row_id": str(i)}
+            row |= {"clinical": values[i] if part.chart is not None else np.full(len(CLINICAL), np.nan, np.float32)}
+            row |= {"target": np.full(len(self.findings), -1, np.float32), "segments": part.reading.rows() if part.reading else []}
             rows.append(self.task.prepare(row, np.random.default_rng(0)))
         batch = self.task.collate(rows)
-        given = [[picture is not None, chart is not None, chart is not None] for picture, chart in parts]
-        return batch | {"presence": batch["presence"] & torch.tensor(given)}, rows, read
+        given = [[part.image is not None, part.chart is not None, part.chart is not None] for part in parts]
+        return batch | {"presence": batch["presence"] & torch.tensor(given)}, rows
 
-    def opened(self, image: bytes | None, chart: Chart | Mapping[str, Any] | None) -> tuple[np.ndarray | None, Chart | None]:
-        """As `cxray images` stores a picture, and as a chart is repaired. What the network is not shown is left out. Raises RowError."""
-        picture = None
-        if image is not None and "image" in self.shown:
-            picture = from_stored(to_stored(decode(image, preset=self.made.dicom, at_least=SIDE)).jpeg)
-        if chart is not None and not isinstance(chart, Chart):
-            try:
-                chart = Chart.model_validate(dict(chart))
-            except (ValidationError, TypeError, ValueError) as error:
-                fields = {str(e["loc"][0]) for e in error.errors() if e["loc"]} if isinstance(error, ValidationError) else set()
-                raise RowError("bad_chart", ", ".join(sorted(fields & set(Chart.model_fields)))) from None
-        if set(self.shown) == {"image"}:
-            chart = None
-        if picture is None and chart is None:
-            raise RowError("nothing_to_read", f"the model reads {', '.join(self.shown)}")
-        return picture, chart
-
-    def _images(self, pictures: list[np.ndarray]) -> list[dict[str, Any]]:
-        """What `cxray features` stores of each."""
-        if not pictures or self.image_encoder is None:
-            return []
-        found = self.image_encoder(np.stack(pictures))
-        rows: list[dict[str, Any]] = [{"embedding": embedding} for embedding in found.embedding]
-        if self.task.has_tokens:
-            grid = int(self.task.patches**0.5)
-            tokens, scales = quantise(pool_grid(found.tokens, self.image_encoder.grid, grid))
-            for row, token, scale in zip(rows, tokens, scales, strict=True):
-                row |= {"tokens": token.tobytes(), "token_scales": scale.tobytes()}
-        return rows
+    def say(self, parts: Sequence[Part], attention: bool = False) -> list[Prediction]:
+        """What the network says of each."""
+        batch, rows = self.tensors(parts)
+        with torch.inference_mode():
+            out = self.task.forward(self.network, moved(batch, self.device), attention=True)
+        probabilities = self.probabilities(out["logits"])
+        patches, segments = (out[name].float().cpu().numpy() for name in ("patches", "segments"))
+        looked: list[Attention | None] = [None] * len(parts)
+        if attention:
+            looked = [self._attention(part, row["names"], p, s) for part, row, p, s in zip(parts, rows, patches, segments, strict=True)]
+        return [self._prediction(p, part.reading, a) for p, part, a in zip(probabilities, parts, looked, strict=True)]
 
     @property
     def _no_image(self) -> dict[str, Any]:
@@ -255,9 +215,8 @@ class Predictor(Model):
         tokens = {"tokens": bytes(task.patches * task.token_dim), "token_scales": bytes(2 * task.patches)} if task.has_tokens else {}
         return {"embedding": np.zeros(task.image_dim, np.float32)} | tokens
 
-    def _attention(self, patches: np.ndarray | None, names: Sequence[str], segments: np.ndarray) -> Attention:
-        grid = int(self.task.patches**0.5)
-        spread = patches.reshape(grid, grid) if patches is not None and self.task.has_tokens else None
+    def _attention(self, part: Part, names: Sequence[str], patches: np.ndarray, segments: np.ndarray) -> Attention:
+        spread = patches.reshape(self.grid, self.grid) if part.image is not None and self.task.has_tokens else None
         return Attention(spread, dict(zip(names, segments.tolist()[: len(names)], strict=True)))
 
     def _prediction(self, probabilities: np.ndarray, reading: Reading | None, attention: Attention | None) -> Prediction:
@@ -272,6 +231,57 @@ class Predictor(Model):
     @cached_property
     def _thresholds(self) -> dict[str, float]:
         return dict(zip(self.findings, self.thresholds.tolist(), strict=True))
+
+
+class Predictor(Model):
+    """A model with its encoders and its knowledge. Not safe for several threads at once."""
+
+    def __init__(self, run: Place, device: str | None = None) -> None:
+        """Raises CxrayError also where an encoder cannot be loaded, or has other weights than in training."""
+        super().__init__(run, device)
+        self.image_encoder = self.encoder("image") if "image" in self.shown else None
+        self.read = self.inputs(self.encoder("text")) if "text" in self.shown else None
+
+    def predict(self, image: bytes | None = None, chart: Chart | Mapping[str, Any] | None = None, attention: bool = False) -> Prediction:
+        """One study. image: a JPEG, PNG or DICOM. Raises CxrayError for what cannot be read."""
+        said = self.predict_batch([(image, chart)], attention)[0]
+        if isinstance(said, RowError):
+            raise CxrayError(f"nothing was predicted, because of {said}") from said
+        return said
+
+    def predict_batch(self, items: Sequence[Item], attention: bool = False) -> list[Prediction | RowError]:
+        """Studies at once, all of which are encoded together: bound their number by what memory holds.
+
+        One that cannot be read is a RowError in its place: nothing_to_read, bad_chart, and those of pipelines.images.decode.
+        """
+        opened: list[tuple[np.ndarray | None, Chart | None] | RowError] = []
+        for item in items:
+            try:
+                opened.append(self.opened(*item))
+            except RowError as error:
+                opened.append(error)
+        good = [one for one in opened if not isinstance(one, RowError)]
+        said = iter(self.say(self.parts(good), attention) if good else [])
+        return [one if isinstance(one, RowError) else next(said) for one in opened]
+
+    def opened(self, image: bytes | None, chart: Chart | Mapping[str, Any] | None) -> tuple[np.ndarray | None, Chart | None]:
+        """The picture as stored, uint8 [518, 518], and the repaired chart; what the network is not shown is left out. Raises RowError."""
+        picture = as_stored(image, self.made.dicom) if image is not None and "image" in self.shown else None
+        known = self.chart(chart)
+        if picture is None and known is None:
+            raise RowError("nothing_to_read", f"the model reads {', '.join(self.shown)}")
+        return picture, known
+
+    def parts(self, opened: Sequence[tuple[np.ndarray | None, Chart | None]]) -> list[Part]:
+        """Encoded and read."""
+        pictures = [picture for picture, _ in opened if picture is not None]
+        images = iter(encoded(self.image_encoder, self.grid, np.stack(pictures)) if self.image_encoder and pictures else [])
+        charts = [chart for _, chart in opened if chart is not None]
+        readings = iter(self.read(charts) if self.read and charts else [None] * len(charts))
+        return [
+            Part(next(images) if picture is not None else None, chart, next(readings) if chart is not None else None)
+            for picture, chart in opened
+        ]
 
 
 def load(run: str | Path | Place, device: str | None = None) -> Predictor:

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 
 from contracts.errors import RowError
-from pipelines.images.decode import Picture
+from pipelines.images.decode import Picture, decode
+from pipelines.images.dicom import Preset
 
 SIDE = 518  # pixels; RAD-DINO's input, 37 patches of 14, and the largest of the encoders that are meant to be used
 QUALITY = 90  # about 47 KB an X-ray; 85 would take 35 KB, 95 72 KB, PNG 134 KB
@@ -62,6 +63,11 @@ def from_stored(jpeg: bytes) -> np.ndarray:
     if square is None or square.shape != (SIDE, SIDE):
         raise RowError("corrupt_stored")
     return square
+
+
+def as_stored(data: bytes, preset: Preset = "mimic_jpg") -> np.ndarray:
+    """A file's bytes, whatever they are -> uint8 [518, 518], as if `cxray images` had stored it. Raises RowError, as `decode` says."""
+    return from_stored(to_stored(decode(data, preset=preset, at_least=SIDE)).jpeg)
 
 
 def box_to_stored(box: Box, scale: float, pad_x: int, pad_y: int) -> Box:

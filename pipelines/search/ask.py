@@ -19,8 +19,7 @@ from contracts.errors import CxrayError, RowError
 from contracts.findings import FINDINGS, label_column
 from contracts.storage import Place
 from models.encoders import load_image, load_text
-from pipelines.images.decode import decode
-from pipelines.images.stored import SIDE, from_stored, to_stored
+from pipelines.images.stored import as_stored
 from pipelines.search.vectors import Vectors
 
 RRF = 60  # reciprocal rank fusion's constant (Cormack, Clarke & Buettcher 2009)
@@ -134,10 +133,10 @@ class Index:
 
     def _picture(self, image: bytes) -> np.ndarray:
         try:
-            stored = to_stored(decode(image, at_least=SIDE))
+            picture = as_stored(image)
         except RowError as error:
             raise CxrayError(f"the image cannot be read: {error}") from None
-        return self.image_encoder(from_stored(stored.jpeg)[None]).embedding
+        return self.image_encoder(picture[None]).embedding
 
     @cached_property
     def _report_of(self) -> np.ndarray:
