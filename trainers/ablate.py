@@ -81,6 +81,8 @@ class AblateConfig(FusionConfig):
             raise ValueError(
                 f"treatment {self.treatment!r} must be one of the variants, and not a shuffled one: {', '.join(self.variants)}"
             )
+        if self.unfreeze:
+            raise ValueError("unfreeze: variants are compared on what the encoders made once; leave it out")
         if not self.rivals:
             raise ValueError("variants: there is none to compare the treatment with")
         if len({folder(name) for name in self.variants}) < len(self.variants) or len(set(self.seeds)) < len(self.seeds):

@@ -1,6 +1,7 @@
 """`cxray train CONFIG`, task `fusion`: image x notes with their evidence x clinical features -> the 14 CheXpert findings.
 
 Stage 1: the encoders are frozen, and what they made once (features, texts) is read. MDFNet is what is trained.
+Stage 2 (`unfreeze`): the image encoder trains along, on the stored pictures (finetune.py).
 """
 
 import json
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
@@ -22,16 +23,20 @@ from contracts.config import Config
 from contracts.dataset import Dataset, open_dataset
 from contracts.errors import CxrayError
 from contracts.findings import FINDINGS
-from contracts.runs import read_run, record
+from contracts.runs import read_run, record, version_of
 from contracts.storage import Place, place
 from evaluation.metrics import judge
 from models.encoders.grid import dequantise
 from models.mdfnet import KINDS, MODALITIES, MDFNet, MDFNetConfig
+from models.unfrozen import Unfrozen
 from pipelines.images.dicom import Preset
+from pipelines.images.stored import from_stored
 from pipelines.inputs.clinical import CLINICAL, clinical
 from pipelines.job import VerbConfig
 from pipelines.knowledge.retrieve import Knowledge
+from trainers import finetune
 from trainers.engine import Batch, Data, Fitted, Seen, Task, TrainerConfig, dry_run, fit
+from trainers.finetune import Unfreeze
 from trainers.losses import LossConfig, combined, pos_weight
 from trainers.targets import Policy, label_columns, targets
 
@@ -63,11 +68,22 @@ class FusionConfig(VerbConfig):
     policy: Policy = Policy()
     loss: LossConfig = LossConfig()
     network: Network = Network()
+    unfreeze: Unfreeze | None = None  # stage 2
     training: TrainerConfig = TrainerConfig(metric="macro_auroc", mode="max")
 
+    @model_validator(mode="after")
+    def _can_unfreeze(self) -> "FusionConfig":
+        if self.unfreeze and "image" not in self.modalities:
+            raise ValueError("unfreeze trains the image encoder, and modalities leave the image out: take one of the two away")
+        if self.unfreeze and self.training.zero_stage == 3:
+            raise ValueError("unfreeze: an encoder's weights are loaded whole, and zero_stage 3 cuts them up; set zero_stage to 2 or less")
+        return self
+
     def inputs(self) -> dict[str, Place]:
-        names = {"cohort": self.cohort, "features": self.features} | ({"texts": self.texts} if self.texts else {})
-        return {n: self.at(name) for n, name in names.items()}
+        names: dict[str, str | None] = {"cohort": self.cohort, "features": self.features, "texts": self.texts}
+        if self.unfreeze:
+            names |= {"images": self.unfreeze.images, "start": self.unfreeze.start}
+        return {n: self.at(name) for n, name in names.items() if name}
 
 
 class Made(Config):
@@ -119,18 +135,25 @@ class Sources:
                 raise CxrayError(
                     f"{made_with['uri']}: is another knowledge base than {self.texts.place} was made with; make the texts again"
                 )
+        self.images = open_dataset(cfg.at(cfg.unfreeze.images), "images") if cfg.unfreeze else None
         self.made = Made.of(self.features, self.texts)
+
+    @property
+    def large(self) -> tuple[Dataset, ...]:
+        """What is read row by row: in stage 2 the pictures in the place of their features."""
+        return (self.images or self.features, *([self.texts] if self.texts else []))
 
     def made_by(self, cfg: FusionConfig) -> list[str]:
         """What decides the weights besides the engine's settings and the rows."""
         mine = cfg.model_dump(mode="json", exclude={*cfg.outside_fingerprint, "training"})
-        return [self.cohort.fingerprint, json.dumps(mine, sort_keys=True)]
+        start = [str(version_of(cfg.at(cfg.unfreeze.start)))] if cfg.unfreeze and cfg.unfreeze.start else []
+        return [self.cohort.fingerprint, json.dumps(mine, sort_keys=True), *start]
 
     def data(self, cfg: FusionConfig, unlabelled: bool = False) -> Data:
-        """Rows that have an image's features, a text and a label row (unlabelled: or none)."""
+        """Rows that have an image (its features, or in stage 2 itself), a text and a label row (unlabelled: or none)."""
         columns = ["row_id", "group_id", "split", *label_columns(), *CHART_COLUMNS]
         rows = self.cohort.table(columns)
-        for there in (self.features, *([self.texts] if self.texts else [])):
+        for there in self.large:
             rows = rows.filter(pc.is_in(rows["row_id"], value_set=there.table(["row_id"])["row_id"].combine_chunks()))
         rows = rows if unlabelled else rows.filter(rows["label_row"])
         found = targets(rows, cfg.policy, cfg.findings)
@@ -140,7 +163,7 @@ class Sources:
             "target": lists(np.where(found.mask, found.target, -1), np.float32),
         }
         keys = rows.select(["row_id", "group_id", "split"])
-        return Data(keys, (self.features, *([self.texts] if self.texts else [])), (pa.table(small),))
+        return Data(keys, self.large, (pa.table(small),))
 
 
 def lists(values: np.ndarray, kind: Any) -> pa.Array:
@@ -149,7 +172,7 @@ def lists(values: np.ndarray, kind: Any) -> pa.Array:
 
 
 class Fusion(Task):
-    """MDFNet over cached image tokens, note and evidence segments, and clinical features; 14 CheXpert findings."""
+    """MDFNet over image tokens, note and evidence segments, and clinical features; 14 CheXpert findings."""
 
     limits = (
         "Labels were read from reports by a program and are wrong in places; blank findings count as the policy says. A note holds only "
@@ -164,17 +187,23 @@ class Fusion(Task):
         self.patches = image["grid"] ** 2 if self.has_tokens else 1
         self.image_dim, self.token_dim = image["dim"], self.made.token_dim or image["dim"]
         self.text_dim = text["dim"] if text else 1
-        self.columns = ["embedding", *(["tokens", "token_scales"] if self.has_tokens else []), "clinical", "target"]
-        self.columns += ["segments"] if text else []
+        stored = ["embedding", *(["tokens", "token_scales"] if self.has_tokens else [])]
+        self.columns = [*(["image"] if cfg.unfreeze else stored), "clinical", "target", *(["segments"] if text else [])]
         known = sources.knowledge
         self.passages = {i: place for place, i in enumerate(known.ids)} if known else {}
         self.passage_vectors = known.vectors(known.ids) if known else np.zeros((0, self.text_dim), np.float32)
+        self.start: dict[str, Tensor] | None = None
+        if cfg.unfreeze and isinstance(sources, Sources):
+            finetune.encoder(image, "cpu")  # says now, and not each worker by itself, what is wrong with it
+            self.start = finetune.start(cfg.at(cfg.unfreeze.start), self._about()) if cfg.unfreeze.start else None
 
     @classmethod
     def exported(cls, said: Mapping[str, Any], sources: Exported) -> "Fusion":
         """The task of an exported model's config.json: what `prepare`, `collate`, `forward` and `predict` need."""
         same = {n: said[n] for n in ("modalities", "kinds", "findings")}
-        task = cls(FusionConfig(**same, network=Network(**{n: said["network"][n] for n in Network.model_fields})), sources)
+        unfreeze = Unfreeze(**{**said["unfreeze"], "augment": None}) if said.get("unfreeze") else None
+        network = Network(**{n: said["network"][n] for n in Network.model_fields})
+        task = cls(FusionConfig(**same, network=network, unfreeze=unfreeze), sources)
         task.mean, task.scale = (np.array(said["clinical"][n], np.float32) for n in ("mean", "scale"))
         task.policy_name = said["policy"]
         return task
@@ -208,7 +237,18 @@ class Fusion(Task):
         return np.maximum((target == 1) / self.positives, 1 / len(target)).max(1)
 
     def build(self) -> nn.Module:
-        return MDFNet(self.network())
+        network, image = MDFNet(self.network()), self.made.encoders["image"]
+        if self.cfg.unfreeze is None or image is None:
+            return network
+        if self.start is not None:
+            network.load_state_dict(self.start)
+        return finetune.unfrozen(image, network)
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        if self.cfg.unfreeze is None or not isinstance(model, Unfrozen):
+            return super().groups(model)
+        rate = self.cfg.training.lr * self.cfg.unfreeze.lr_scale
+        return [*super().groups(model.fusion), *finetune.groups(model.encoder, rate, self.cfg.unfreeze.layer_decay)]
 
     def prepare(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         values = np.asarray(row["clinical"], np.float32)
@@ -216,16 +256,24 @@ class Fusion(Task):
         scaled = np.where(known, np.clip((values - self.mean) / self.scale, -CLIP, CLIP), 0)
         text, kinds, names = self._segments(row["segments"]) if "segments" in self.columns else (np.zeros((0, self.text_dim)), [], [])
         return {
-            "row_id": row["row_id"], "image": self._image(row), "embedding": np.asarray(row["embedding"], np.float32),
+            "row_id": row["row_id"], **(self._picture(row, rng) if "image" in row else self._tokens(row)),
             "text": text, "kinds": kinds, "names": names, "clinical": scaled, "known": known,
             "target": np.asarray(row["target"], np.float32),
         }  # fmt: skip
 
-    def _image(self, row: Mapping[str, Any]) -> np.ndarray:
+    def _tokens(self, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """image [patches, token_dim] and embedding [image_dim], as they were stored."""
+        embedding = np.asarray(row["embedding"], np.float32)
         if not self.has_tokens:
-            return np.asarray(row["embedding"], np.float32)[None]
+            return {"image": embedding[None], "embedding": embedding}
         tokens = np.frombuffer(row["tokens"], np.int8).reshape(1, self.patches, self.token_dim)
-        return dequantise(tokens, np.frombuffer(row["token_scales"], np.float16).reshape(1, self.patches))[0]
+        scales = np.frombuffer(row["token_scales"], np.float16).reshape(1, self.patches)
+        return {"image": dequantise(tokens, scales)[0], "embedding": embedding}
+
+    def _picture(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """picture uint8 [518, 518]: of the train split another look at it each epoch."""
+        picture, augment = from_stored(row["image"]), self.cfg.unfreeze.augment if self.cfg.unfreeze else None
+        return {"picture": augment(picture, rng) if augment and row["split"] == "train" else picture}
 
     def _segments(self, segments: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, list[int], list[str]]:
         """Vectors [S, text_dim] of the wanted kinds, their kinds, and what to call them: a segment's name, a passage's id."""
@@ -242,14 +290,16 @@ class Fusion(Task):
             n = len(row["kinds"])
             text[i, :n], kinds[i, :n], mask[i, :n] = row["text"], row["kinds"], True
         target = torch.from_numpy(np.stack([r["target"] for r in rows]))
-        batch: Batch = {name: torch.from_numpy(np.stack([r[name] for r in rows])) for name in ("image", "embedding", "clinical", "known")}
+        same = [name for name in ("picture", "image", "embedding", "clinical", "known") if name in rows[0]]
+        batch: Batch = {name: torch.from_numpy(np.stack([r[name] for r in rows])) for name in same}
         shown = torch.tensor([m in self.cfg.modalities for m in MODALITIES]).expand(len(rows), -1)
         batch |= {"text": torch.from_numpy(text), "text_mask": torch.from_numpy(mask), "kinds": torch.from_numpy(kinds)}
         return batch | {"presence": shown, "target": target.clamp(min=0), "mask": target >= 0, "row_id": [r["row_id"] for r in rows]}
 
     def forward(self, model: Any, batch: Batch, attention: bool = False) -> Any:
-        names = ("image", "embedding", "text", "text_mask", "kinds", "clinical", "known", "presence")
-        given = {n: batch[n] for n in names if n != "embedding" or self.has_tokens}
+        names = ["text", "text_mask", "kinds", "clinical", "known", "presence"]
+        names += ["picture"] if "picture" in batch else ["image", "embedding"] if self.has_tokens else ["image"]
+        given = {n: batch[n] for n in names}
         return model(**given, attention=attention)
 
     def weight(self, batch: Batch) -> Tensor:
@@ -272,13 +322,20 @@ class Fusion(Task):
         return {f"macro_{name}": float(found["macro"][name]["value"]) for name in ("auroc", "auprc")}
 
     def export(self, model: nn.Module, folder: Path) -> None:
+        if isinstance(model, Unfrozen):
+            finetune.save(model, folder)
+            model = model.fusion
         save_model(model, str(folder / "model.safetensors"))
-        said = {
+        said = self._about() | {"clinical": {"names": CLINICAL, "mean": self.mean.tolist(), "scale": self.scale.tolist()}}
+        (folder / "config.json").write_text(json.dumps(said, indent=1))
+
+    def _about(self) -> dict[str, Any]:
+        """Of config.json all but what `fit` learnt."""
+        return {
             "task": "fusion", "network": self.network().model_dump(), "modalities": self.cfg.modalities, "kinds": self.cfg.kinds,
             "findings": self.cfg.findings, "policy": self.policy_name, **self.made.model_dump(),
-            "clinical": {"names": CLINICAL, "mean": self.mean.tolist(), "scale": self.scale.tolist()},
+            "unfreeze": self.cfg.unfreeze.model_dump() if self.cfg.unfreeze else None,
         }  # fmt: skip
-        (folder / "config.json").write_text(json.dumps(said, indent=1))
 
 
 def run(cfg: FusionConfig) -> Fitted:

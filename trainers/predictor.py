@@ -29,12 +29,14 @@ from models.encoders import load_image, load_text
 from models.encoders.base import TextEncoder
 from models.encoders.device import choose
 from models.mdfnet import MDFNet, MDFNetConfig
+from models.unfrozen import Unfrozen
 from pipelines.features import encoded
 from pipelines.images.stored import as_stored
 from pipelines.inputs.clinical import CLINICAL, clinical
 from pipelines.inputs.notes import Segment
 from pipelines.inputs.reading import Inputs, InputsConfig, Reading
 from pipelines.knowledge.retrieve import Knowledge
+from trainers import finetune
 from trainers.engine.context import moved
 from trainers.engine.task import Batch
 from trainers.fusion import Exported, Fusion, Made
@@ -87,7 +89,7 @@ class Part:
 
 
 class Model:
-    """An opened `model/`: the network with its best weights, its task, its calibration. No encoder is loaded.
+    """An opened `model/`: the network with its best weights, its task, its calibration. No encoder is loaded but one that trained along.
 
     Raises CxrayError where something is missing, of another task or version, or does not fit together.
     """
@@ -118,15 +120,22 @@ class Model:
         self.calibration = self._json("calibration.json")
         self.thresholds = thresholds(self.findings, self.calibration) if self.calibration is not None else np.full(len(self.findings), 0.5)
         self.network = self._weights(network).to(self.device).eval()
+        if self.task.cfg.unfreeze:
+            self.network = Unfrozen(self.encoder("image"), network, self.grid).eval()
 
     def encoder(self, side: Literal["image", "text"]) -> Any:
-        """The encoder that it was trained with. Raises CxrayError where that cannot be loaded, or has other weights now."""
+        """The encoder that it was trained with, and where it trained along, as it then was.
+
+        Raises CxrayError where it cannot be loaded, or has other weights now.
+        """
+        if side == "image" and isinstance(self.network, Unfrozen):
+            return self.network.seen
         about = self.made.encoders[side]
         assert about is not None
-        encoder = (load_image if side == "image" else load_text)(about["name"], self.asked)
+        encoder: Any = (load_image if side == "image" else load_text)(about["name"], self.asked)
         if (encoder.fingerprint, encoder.dim) != (about["fingerprint"], about["dim"]):
             raise CxrayError(f"{self.where}: `{about['name']}` has other weights now than when the model was trained; put those back")
-        return encoder
+        return finetune.tuned(encoder, self.where) if side == "image" and self.task.cfg.unfreeze else encoder
 
     def probabilities(self, logits: torch.Tensor) -> np.ndarray:
         """float64 [B, findings], calibrated where there is a calibration.json."""

@@ -6,8 +6,14 @@ Every embedding in cxray is L2-normalised, so that an inner product is a cosine 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from contracts.errors import CxrayError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 BATCH_TEXTS = 64
 PAD = 16  # tokens: texts are padded to multiples of it, and share a batch only with their like
@@ -60,6 +66,18 @@ class ImageEncoder(ABC):
     @abstractmethod
     def encode(self, images: np.ndarray) -> ImageOutput:
         """One checked batch, at least one image."""
+
+    @property
+    def module(self) -> "nn.Module":
+        """What `forward` runs, for training. Raises CxrayError where there are no weights here to train."""
+        raise CxrayError(f"{self.name}: has no weights here that could be trained; an encoder hf: or open_clip: has")
+
+    def forward(self, images: "Tensor") -> "tuple[Tensor, Tensor | None]":
+        """As `encode`, in torch and with gradients, on the images' device. images: uint8 [B, H, H].
+
+        -> embedding [B, dim], not yet of unit length, and tokens [B, grid * grid, token_dim] or None, in the precision computed in.
+        """
+        raise NotImplementedError
 
 
 class TextEncoder(ABC):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from contracts.errors import CxrayError
 from models.encoders.base import ImageEncoder, ImageOutput, TextEncoder, padding, unit
@@ -36,10 +37,20 @@ class HfImage(ImageEncoder):
     def encode(self, images: np.ndarray) -> ImageOutput:
         pixels = self.pixels(images, self.device)
         with autocast(self.device):
-            states = self.model(pixel_values=pixels).last_hidden_state
-        states = states.float().cpu().numpy()
+            embedding, tokens = self._forward(pixels)
+        return ImageOutput(unit(embedding.float().cpu().numpy()), tokens.float().cpu().numpy())
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._forward(self.pixels.of(images))
+
+    def _forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states = self.model(pixel_values=pixels).last_hidden_state
         # Patches come last in all of these models, after the class token and however many registers there are.
-        return ImageOutput(unit(states[:, 0]), states[:, states.shape[1] - self.grid**2 :])
+        return states[:, 0], states[:, states.shape[1] - self.grid**2 :]
 
 
 class HfText(TextEncoder):

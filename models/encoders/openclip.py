@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from contracts.errors import CxrayError
 from models.encoders.base import PAD, ImageEncoder, ImageOutput, TextEncoder, unit
@@ -52,6 +53,13 @@ class OpenClipImage(ImageEncoder):
             unit(embedding.float().cpu().numpy()),
             None if tokens is None else tokens.float().cpu().numpy(),
         )
+
+    @property
+    def module(self) -> nn.Module:
+        return self.visual
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self._forward(self.pixels.of(images))
 
     def _forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not self.grid:

@@ -33,12 +33,16 @@ class Pixels:
 
     def __call__(self, images: np.ndarray, device: torch.device) -> torch.Tensor:
         """uint8 [B, H, H] -> float32 [B, 3, size, size] on the device."""
-        grey = torch.tensor(images).to(device)[:, None].float()
+        return self.of(torch.tensor(images).to(device))
+
+    def of(self, images: torch.Tensor) -> torch.Tensor:
+        """The same of a tensor, on its device."""
+        grey = images[:, None].float()
         if grey.shape[-1] != self.resize:
             shape = (self.resize, self.resize)
             # The libraries resize bytes to bytes: bicubic overshoots are clipped, and levels rounded.
             grey = F.interpolate(grey, shape, mode=self.interpolation, antialias=True).clamp(0, 255).round()
         edge = (self.resize - self.size) // 2
         grey = grey[..., edge : edge + self.size, edge : edge + self.size]
-        mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(v, device=grey.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (grey * self.scale - mean) / std
