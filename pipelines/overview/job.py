@@ -3,7 +3,6 @@
 .venv/bin/cxray run configs/demo/all.yaml        # its last step; the page is runs/demo/report.html
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +14,13 @@ from contracts.errors import CxrayError
 from contracts.findings import FINDINGS, label_column
 from contracts.pages import Page
 from contracts.runs import read_run, record
-from contracts.storage import Place, place
+from contracts.storage import Place
 from pipelines.cohort.card import page as card_page
 from pipelines.job import VerbConfig
-from pipelines.overview import patient
+from pipelines.overview import PATIENTS, SYNTHETIC, explained, is_synthetic, judged, patient
 from pipelines.search.ask import Answer, Index
 
 EXAMPLES = 8
-SYNTHETIC = (
-    "Everything on this page is synthetic: the X-rays are drawn phantoms, and the reports, charts, labels and outcomes were made "
-    "up with them. Nothing here says anything about people or about how well a method works on them."
-)
 
 
 class Question(Config):
@@ -49,11 +44,12 @@ class OverviewConfig(VerbConfig):
     knowledge: str | None = None
     leaks: str | None = None
     evaluation: str | None = None
+    explained: str | None = None
     searches: tuple[Question, ...] = ()
 
     def inputs(self) -> dict[str, Place]:
-        names = {n: getattr(self, n) for n in ("cohort", "images", "features", "texts", "index", "knowledge", "leaks", "evaluation")}
-        return {n: self.at(name) for n, name in names.items() if name}
+        read = ("cohort", "images", "features", "texts", "index", "knowledge", "leaks", "evaluation", "explained")
+        return {name: self.at(where) for name in read if (where := getattr(self, name))}
 
 
 @dataclass
@@ -67,8 +63,8 @@ class OverviewSummary:
 def run(cfg: OverviewConfig) -> OverviewSummary:
     """Raises CxrayError where one of the outputs is not there."""
     cohort, images = open_dataset(cfg.at(cfg.cohort), "cohort"), open_dataset(cfg.at(cfg.images), "images")
-    synthetic = cfg.root is not None and (place(cfg.root, cfg.storage) / "synth.json").exists()
-    p = Page("What stands here", SYNTHETIC if synthetic else "")
+    synthetic = is_synthetic(cfg.root, cfg.storage)
+    p = Page("What stands here", SYNTHETIC if synthetic else PATIENTS)
     p.table(
         "What was done", ("verb", "rows", "rejects", "seconds", "rows a second", "KB a row"), [_work(n, w) for n, w in cfg.inputs().items()]
     )
@@ -80,9 +76,11 @@ def run(cfg: OverviewConfig) -> OverviewSummary:
     if cfg.texts and cfg.knowledge:
         patient.show(p, cohort, open_dataset(cfg.at(cfg.texts), "texts"), cfg.at(cfg.knowledge), synthetic)
     if cfg.leaks:
-        _leak_meter(p, cfg.at(cfg.leaks))
+        judged.leak_meter(p, cfg.at(cfg.leaks))
     if cfg.evaluation:
-        _judged(p, cfg.at(cfg.evaluation))
+        judged.network(p, cfg.at(cfg.evaluation))
+    if cfg.explained:
+        explained.show(p, cfg.at(cfg.explained))
     p.add(card_page(cohort.manifest["card"]), "The data card")
     where = cfg.at("report.html")
     where.write(p.html().encode())
@@ -137,45 +135,6 @@ def _search(p: Page, index: Index, question: Question, examples: list[dict[str, 
     asked = " and ".join(([f"“{question.text}”"] if question.text else []) + ([f"example image {question.like}"] if like else []))
     pictures = zip(_bytes(images, [a.row_id for a in answers]), map(_answer, answers), strict=True)
     p.pictures(f"Search: {asked}" + (f", where {question.where}" if question.where else ""), list(pictures))
-
-
-def _leak_meter(p: Page, where: Place) -> None:
-    """What `cxray leaks` found; its own page has the rest."""
-    found = json.loads((where / "metrics.json").read())
-
-    def line(name: str, of: dict[str, Any]) -> tuple[str, ...]:
-        return name, *(_span(of[view]) for view in ("before", "after", "structured"))
-
-    rows = [line("mean over findings", found["macro"]), *(line(name, of) for name, of in found["findings"].items())]
-    p.table(
-        "The leak meter",
-        ("finding", "notes before the filter", "notes after it", "structured features alone"),
-        rows,
-        "AUROC on validate of a bag of words that reads the notes, with 95 % intervals over patients.",
-    )
-
-
-def _judged(p: Page, where: Place) -> None:
-    """What `cxray evaluate` found; its own page has the rest."""
-    found = json.loads((where / "metrics.json").read())
-    shown = ("auroc", "auprc", "sensitivity", "specificity")
-
-    def line(name: str, of: dict[str, Any]) -> tuple[Any, ...]:
-        return name, of.get("n_pos"), *(_span(of[metric]) for metric in shown)
-
-    test = found["test"]
-    rows = [line("mean over findings", test["macro"]), *(line(name, of) for name, of in test["findings"].items())]
-    warned = " ".join(found["warnings"])
-    p.table(
-        "The fusion network, judged",
-        ("finding", "positive studies", *shown),
-        rows,
-        f"On {test['studies']:,} test studies of {test['patients']:,} patients, with 95 % intervals over patients. {warned}",
-    )
-
-
-def _span(interval: dict[str, float | None]) -> str:
-    return "not measured" if interval["value"] is None else "{value:.2f} ({low:.2f} to {high:.2f})".format(**interval)
 
 
 def _answer(answer: Answer) -> str:
