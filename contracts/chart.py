@@ -5,6 +5,7 @@ values. Times are hours before the study: -2.5 was known two and a half hours be
 """
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -76,7 +77,10 @@ def _read(entry: Any) -> tuple[float, int]:
         if slash and of.strip() != "10":
             return np.nan, UNREADABLE
         return (value, REPAIRED if slash else OK) if np.isfinite(value) else (np.nan, UNREADABLE)
-    value = float(entry)
+    try:
+        value = float(entry)
+    except OverflowError:  # an integer of hundreds of digits
+        return np.nan, IMPLAUSIBLE
     return (value, OK) if np.isfinite(value) else (np.nan, MISSING)
 
 
@@ -144,7 +148,10 @@ class Chart(Config):
         if not isinstance(data, Mapping):
             return data
         data = dict(data)
-        found: dict[int, list[str]] = {s: list(data.get(STATES[s]) or []) for s in (REPAIRED, IMPLAUSIBLE, UNREADABLE)}
+        said = {s: data.get(STATES[s]) for s in (REPAIRED, IMPLAUSIBLE, UNREADABLE)}
+        if not all(names is None or isinstance(names, list) for names in said.values()):
+            return data  # what is no list is refused below, by its name
+        found: dict[int, list[str]] = {s: list(names or []) for s, names in said.items()}
 
         def mend(group: Mapping[str, Any], prefix: str) -> dict[str, Any]:
             group = dict(group)
@@ -153,6 +160,9 @@ class Chart(Config):
                 low, high = PLAUSIBLE[name]
                 # None and a number within its range are what `repair` would give back, as all numbers of a cohort row are: spare the call.
                 if raw is None or (type(raw) is float and low <= raw <= high):
+                    continue
+                if isinstance(raw, bool) or not isinstance(raw, Real | str):
+                    group[name] = [raw]  # no quantity: pydantic refuses it by its name, which it would not do with a bool
                     continue
                 values, states = repair(name, np.array([raw], dtype=object))
                 group[name] = None if np.isnan(values[0]) else float(values[0])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from contracts.chart import PLAUSIBLE, STATES, VITALS, Chart, repair
 from contracts.schema import COHORT
@@ -74,3 +75,24 @@ def test_chart_and_cohort_name_the_same_things():
     columns = {name.removeprefix("chart_") for name in COHORT.columns.names if name.startswith("chart_")}
     assert columns == set(Chart.model_fields) - {"indication"}
     assert {f.name for f in COHORT.columns.field("chart_triage").type} == {"hours", *VITALS}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"age": [1]}, "age"),
+        ({"age": True}, "age"),
+        ({"vitals": [{"pain": [1]}]}, "vitals"),
+        ({"repaired": 5}, "repaired"),
+        ({"triage": 3}, "triage"),
+    ],
+)
+def test_what_is_no_quantity_is_refused_by_its_name(wrong: dict, field: str):
+    with pytest.raises(ValidationError) as refused:
+        Chart.model_validate(wrong)
+    assert {error["loc"][0] for error in refused.value.errors()} == {field}
+
+
+def test_a_number_of_hundreds_of_digits_is_implausible():
+    chart = Chart.model_validate({"age": 10**400})
+    assert (chart.age, chart.implausible) == (None, ["age"])
