@@ -27,12 +27,6 @@ def start(verb: str, config: dict, folder: Path, nodes: bool = False) -> subproc
     return subprocess.Popen([sys.executable, *front], cwd=ROOT, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
 
 
-def finish(verb: str, config: dict, folder: Path) -> None:
-    """Run the verb to its end."""
-    process = start(verb, config, folder)
-    assert process.wait(LONGEST) == 0, (folder / f"{verb}.log").read_text()[-2000:]
-
-
 def committed(out: Path) -> int:
     """Rows that are safely written."""
     files = [f for f in (out / "_checkpoint").glob("*.parquet") if not f.name.endswith(".pending.parquet")]

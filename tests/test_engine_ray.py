@@ -56,13 +56,11 @@ def test_a_worker_killed_in_mid_epoch_changes_nothing(tmp_path: Path, local_ray:
 
 
 def test_what_a_person_must_put_right_stops_a_run_and_the_same_command_goes_on(tmp_path: Path, local_ray: None):
-    """A NaN is said in a sentence, without another try; as many workers as before go on from there, fewer are refused at stage 1."""
+    """A NaN is said in a sentence, without another try, and the run goes on from there. (Fewer workers than before: test_engine.py.)"""
     settings = {"zero_stage": 1, "checkpoint_steps": 1}
     out, data, cfg = tmp_path / "run", toy_data(tmp_path / "data"), toy_config(tmp_path, **settings, resources=TWO)
     with pytest.raises(CxrayError, match=r"^the loss is nan at step 1 of epoch 1: lower lr"):
         fit(Toy(end=(5, str(out), "nan")), cfg, data, Place(str(out)))
-    with pytest.raises(CxrayError, match=r"^the last checkpoint was written by 2 workers at ZeRO stage 1"):
-        fit(Toy(), toy_config(tmp_path, **settings), data, Place(str(out)))
     done = fit(Toy(end=(5, str(out), "nan")), cfg, data, Place(str(out)))
     assert (tmp_path / "steps of rank 0").read_text().split() == ["1", "2", "3", "4", "5", "1", "2"]
     same(out, unbroken(tmp_path, **settings))
@@ -90,7 +88,7 @@ def test_no_gpu_is_said_before_anything_starts(tmp_path: Path, local_ray: None):
 @pytest.mark.fault
 def test_a_node_lost_in_mid_epoch_changes_nothing(tmp_path: Path):
     """Two nodes with a worker each; one goes, and the other ends the run by itself."""
-    soon = {**os.environ, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}  # how long it waits for a node that does not come back
+    soon = {**os.environ, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "4"}  # how long it waits for a node that does not come back
     process = subprocess.run([sys.executable, __file__, str(tmp_path)], env=soon, capture_output=True, text=True, timeout=480, check=False)
     assert process.returncode == 0, process.stderr[-3000:]
     assert (tmp_path / "steps of rank 0").read_text().split() == ["1", "2", "3", "4", "5", "1", "2"]

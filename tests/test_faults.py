@@ -12,11 +12,14 @@ import pyarrow as pa
 import pytest
 from trees import cohort, write_tree
 
+from contracts.config import load
 from contracts.dataset import open_dataset
 from contracts.storage import place
+from pipelines import features, texts
+from pipelines.images import job as images
 from pipelines.verify import verify
 
-IMAGES = 240
+IMAGES = 128  # eight blocks of sixteen: at the first that is safe, two to four are under way, and the others to come
 VERBS = {
     "images": {"resources": {"batch": 4}},
     "features": {"encoder": "hog:", "resources": {"batch": 8}},
@@ -25,26 +28,36 @@ VERBS = {
 CASES = [
     ("images", "worker"), ("images", "driver"), ("images", "node"),
     ("features", "worker"), ("features", "actor"), ("features", "driver"), ("features", "node"),
-    ("texts", "actor"), ("texts", "driver"), ("texts", "node"),
+    ("texts", "actor"), ("texts", "driver"),
 ]  # fmt: skip
+LATER = [("texts", "node")]  # in `make soak`: below, a node is lost from texts that were resumed
+
+
+def finish(verb: str, config: dict) -> None:
+    """The verb in this process, on the session's Ray: what a killed one left behind is its folder, for whoever goes on with it."""
+    if verb == "images":
+        images.run(load(images.ImagesConfig, config))
+    elif verb == "features":
+        features.run(load(features.FeaturesConfig, config))
+    else:
+        texts.run(load(texts.TextsConfig, config | {"resources": {"batch": 8, "actors": 1}}))  # each loads a language model
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def whole(local_ray, tmp_path_factory) -> Path:
     """A cohort with images and reports, and the outputs of each verb, undisturbed."""
     folder = tmp_path_factory.mktemp("whole")
     rows = [{"dicom_id": f"d{i:04d}", "subject_id": 10000000 + i // 2, "study_id": 50000000 + i} for i in range(IMAGES)]
     reports = {50000000 + i: f"FINDINGS: Opacity number {i} in the right lower lobe, unchanged." for i in range(IMAGES)}
     tree = write_tree(folder / "tree", metadata=rows, reports=reports)
-    rng = np.random.default_rng(0)
+    noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (1400, 1200), np.uint8), (0, 0), 3)
     for number, row in enumerate(cohort(tree, folder)[0]):
         path = Path(row["image_uri"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        noise = cv2.GaussianBlur(rng.integers(0, 255, (1400, 1200), np.uint8), (0, 0), 3)
         if number % 50 != 49:  # every fiftieth is not there
-            cv2.imwrite(str(path), noise)
+            cv2.imwrite(str(path), np.roll(noise, 9 * number))
     for verb, settings in VERBS.items():
-        chaos.finish(verb, {"out": str(folder), **settings}, folder)
+        finish(verb, {"out": str(folder), **settings})
     return folder
 
 
@@ -72,13 +85,13 @@ def assert_equal(whole: Path, folder: Path, verb: str) -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("verb", "kind"), CASES)
+@pytest.mark.parametrize(("verb", "kind"), [*CASES, *(pytest.param(*case, marks=pytest.mark.soak) for case in LATER)])
 def test_a_kill_loses_nothing(whole, tmp_path, verb, kind):
     config, out = same_inputs(whole, tmp_path, verb), tmp_path / verb
     hit, ended_well = chaos.strike(verb, config, tmp_path, out, kind, when=lambda: chaos.committed(out) > 0)
     assert hit, f"no {kind} was there to kill"
     if not ended_well:  # Ray makes good what a worker, an actor or a node was doing; a driver has to be called again
-        chaos.finish(verb, config, tmp_path)
+        finish(verb, config)
     assert_equal(whole, tmp_path, verb)
 
 
@@ -86,11 +99,11 @@ def test_a_kill_loses_nothing(whole, tmp_path, verb, kind):
 def test_a_node_lost_from_a_resumed_run_loses_nothing(whole, tmp_path):
     """At a resume Ray's filter takes a CPU of its own: the encoders of the node that died must not take its last one."""
     config, out = same_inputs(whole, tmp_path, "texts"), tmp_path / "texts"
-    chaos.finish("texts", config | {"limit": 8}, tmp_path)
+    finish("texts", config | {"limit": 8})
     hit, ended_well = chaos.strike("texts", config, tmp_path, out, "node", when=lambda: chaos.committed(out) > 8)
     assert hit
     if not ended_well:
-        chaos.finish("texts", config, tmp_path)
+        finish("texts", config)
     assert_equal(whole, tmp_path, "texts")
 
 
@@ -107,7 +120,7 @@ def test_ctrl_c_twice_ends_quickly_and_loses_nothing(whole, tmp_path):
     assert process.wait(60) != 0
     assert not (out / "dataset.json").exists()
     assert "Traceback" not in (tmp_path / "images.log").read_text()
-    chaos.finish("images", config, tmp_path)
+    finish("images", config)
     assert_equal(whole, tmp_path, "images")
 
 
@@ -120,7 +133,7 @@ def test_random_kills_at_random_moments(whole, tmp_path, seed):
     config, out = same_inputs(whole, tmp_path, verb), tmp_path / verb
     for _ in range(rng.randint(1, 3)):
         moment = time.monotonic() + rng.uniform(0, 25)
-        kind = rng.choice([k for k in chaos.KINDS if (verb, k) in CASES])
+        kind = rng.choice([k for k in chaos.KINDS if (verb, k) in CASES + LATER])
         chaos.strike(verb, config, tmp_path, out, kind, when=lambda moment=moment: time.monotonic() > moment)
-    chaos.finish(verb, config, tmp_path)
+    finish(verb, config)
     assert_equal(whole, tmp_path, verb)

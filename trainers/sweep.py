@@ -11,7 +11,6 @@ for Optuna has counted it.
 
 import io
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -144,7 +143,7 @@ def search(cfg: SweepConfig, trial: Callable[..., dict[str, Any] | None]) -> lis
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
-    _connect()
+    connect()
     r = cfg.training.resources
     need, have = cfg.concurrent * DRIVER_CPUS + r.workers * r.cpus, ray.cluster_resources().get("CPU", 0)
     if need > have:
@@ -180,6 +179,7 @@ def search(cfg: SweepConfig, trial: Callable[..., dict[str, Any] | None]) -> lis
                     max_t=cfg.training.epochs,
                     grace_period=min(cfg.grace, cfg.training.epochs),
                     reduction_factor=cfg.reduction,
+                    stop_last_trials=False,  # who reached the last epoch has a model to write
                 ),
             ),
             run_config=tune.RunConfig(name=TUNE, storage_path=path, storage_filesystem=fs, verbose=0),
@@ -265,16 +265,6 @@ def parallel(found: optuna.Study, metric: str) -> bytes:
     pyplot.savefig(sink, format="png", dpi=110, bbox_inches="tight")
     pyplot.close()
     return sink.getvalue()
-
-
-def _connect() -> None:
-    """Tune over Train waits for ever on a Ray without its dashboard, which is what `connect` starts on this machine."""
-    import ray
-
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS", "local") != "local":
-        return connect()
-    ray.init(address="local", include_dashboard=True, log_to_driver=False, logging_level=logging.ERROR)
-    return None
 
 
 def _same_sweep(cfg: SweepConfig, out: Place) -> None:

@@ -114,9 +114,8 @@ def _on_workers(cfg: TrainerConfig, out: Place, work: tuple[Any, ...]) -> Any:
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
-            """Ray 2.60 waits at the end for its cleaner, which without a dashboard answers after 12 s: told to stop, it will."""
             there = super()._create_default_callbacks()
-            return [PlacementGroupCleanerCallback(stop_timeout=0.1) if isinstance(c, PlacementGroupCleanerCallback) else c for c in there]
+            return [_cleaner() if isinstance(c, PlacementGroupCleanerCallback) else c for c in there]
 
     r = cfg.resources
     fs, path = out.arrow()
@@ -179,6 +178,33 @@ def _give_up() -> Any:
                     raise CxrayError(said)
 
     return GiveUp()
+
+
+def _cleaner() -> Any:
+    """Frees the workers' CPUs where the run is killed from outside, as Tune does with a trial that it stops.
+
+    Ray 2.60's asks the dashboard of whichever cluster it finds on the machine whether the run lives: without one it gives up, and another
+    cluster knows of no such run, so that one that does live would lose its CPUs. This one asks its own cluster.
+    """
+    from ray.train.v2._internal.callbacks import placement_group_callback as callback
+    from ray.train.v2._internal.execution.controller import placement_group_cleaner as cleaner
+
+    def lives(actor_id: str, timeout: float) -> bool:
+        from ray._private.state import actors
+
+        return actors(actor_id).get("State", "DEAD") != "DEAD"
+
+    class Cleaner(cleaner.PlacementGroupCleaner):
+        def start_monitoring(self) -> bool:
+            cleaner.is_actor_alive = lives  # pyright: ignore[reportPrivateImportUsage]
+            return super().start_monitoring()
+
+    class Callback(callback.PlacementGroupCleanerCallback):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            callback.PlacementGroupCleaner = Cleaner  # pyright: ignore[reportPrivateImportUsage]
+            super().after_controller_start(train_run_context)
+
+    return Callback(check_interval_s=0.25)
 
 
 def _to_tune() -> list[Any]:
