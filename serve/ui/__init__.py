@@ -1,0 +1,1 @@
+"""The page (`cxray ui`): a client of the HTTP API and nothing more."""

@@ -1,0 +1,1 @@
+"""The page's views, a file each: `show(api)` draws one."""
