@@ -4,11 +4,14 @@ BIN := .venv/bin
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO = 0
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test quick soak lint bench clean
+.PHONY: demo serve test quick soak lint bench clean
 
 demo: .venv/installed
 	$(BIN)/cxray run configs/demo/all.yaml
-	@echo "open runs/demo/report.html"
+	@echo "open runs/demo/report.html, then try the models: make serve"
+
+serve: .venv/installed  # the demo's runs behind HTTP, and a page to try them on
+	$(BIN)/cxray serve configs/demo/serve.yaml --ui
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not soak"

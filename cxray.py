@@ -1,9 +1,10 @@
 """cxray: chest X-rays on Ray. The front door: every verb, a line each.
 
 cxray VERB CONFIG.yaml --set a.b=c        cohort, images, features, knowledge, texts, index, leaks,
-                                          train, sweep, ablate, predict, evaluate, overview
+                                          train, sweep, ablate, predict, evaluate, explain, overview
 cxray run all.yaml                        a chain of them; what is finished and unchanged is skipped
 cxray synth OUT, cxray verify DIR, cxray search INDEX
+cxray serve CONFIG.yaml --ui, cxray key NAME --keys FILE, cxray ui
 """
 
 import json
@@ -35,6 +36,7 @@ VERBS = {
     "ablate": ("trainers.ablate", "AblateConfig", "Does knowledge help, and for whom? Variants, seeds, intervals, a page."),
     "predict": ("trainers.predict", "PredictConfig", "A trained model's word on a cohort's splits, or on any files."),
     "evaluate": ("evaluation.evaluate", "EvaluateConfig", "Predictions -> how good they are: intervals, calibration, subgroups, a page."),
+    "explain": ("trainers.explain", "ExplainConfig", "What a trained network looked at, in a few studies of test, as pictures."),
     "overview": ("pipelines.overview.job", "OverviewConfig", "One page of what a folder of outputs holds."),
 }
 
@@ -158,6 +160,37 @@ def search(
         raise CxrayError(f"--image {image}: no such file")
     answers = Index(place(index)).search(text, image.read_bytes() if image else None, via, where, k)
     typer.echo(json.dumps([a.__dict__ for a in answers]) if as_json else table(answers))
+
+
+@app.command()
+def serve(
+    config: ConfigFile,
+    set: Sets = None,
+    page: Annotated[bool, typer.Option("--ui", help="With the page to try it on.")] = False,
+) -> None:
+    """Serve trained runs over HTTP, till Ctrl-C: a YAML of Ray's `serve deploy`."""
+    from serve.run import run as serve_models
+
+    serve_models(config, set or [], page, typer.echo)
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Who is to have it; stands in the access log.")],
+    keys: Annotated[Path, typer.Option(help="The service's file of keys (gateway.keys).")],
+) -> None:
+    """Make a key for a service, and show it this once."""
+    from serve.security import new_key
+
+    typer.echo(new_key(keys, name))
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="The page's own.")] = 8501) -> None:
+    """The page to try a service on: that of CXRAY_API (http://127.0.0.1:8000), with the key of CXRAY_API_KEY or one typed in."""
+    from serve.ui.run import run as serve_page
+
+    serve_page(port)
 
 
 def main() -> None:

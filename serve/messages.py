@@ -154,7 +154,7 @@ class Models(BaseModel):
 
 class ExampleHead(BaseModel):
     id: str
-    title: str = Field(description="view, and what the report states")
+    title: str = Field(description="view, and who the patient is by the chart")
 
 
 class Examples(BaseModel):

@@ -114,7 +114,7 @@ def search(question: Question) -> list[Match]:
     ]
 
 
-HEADS = [ExampleHead(id="1", title="PA: Edema"), ExampleHead(id="2", title="AP: no finding stated")]
+HEADS = [ExampleHead(id="1", title="PA: M, 72, Dyspnea"), ExampleHead(id="2", title="AP: no chart")]
 
 
 def example(name: str) -> Example | None:

@@ -73,7 +73,7 @@ class Knowledge:
         with told(model):
             table = pq.read_table(path, filesystem=fs, columns=list(COLUMNS)).combine_chunks()
         self.ids: list[str] = table["id"].to_pylist()
-        self._texts, self._topics = table["text"], table["topic"]
+        self._texts, self._topics, self._sources = table["text"], table["topic"], table["source"]
         self._tokens: list[int] = table["tokens"].to_pylist()
         self._place = {id: place for place, id in enumerate(self.ids)}
         groups = table["group_id"].to_pylist()
@@ -101,6 +101,9 @@ class Knowledge:
 
     def topic(self, id: str) -> str:
         return self._topics[self._place[id]].as_py()
+
+    def source(self, id: str) -> str:
+        return self._sources[self._place[id]].as_py()
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         """float32 [ids, dim], unit length."""

@@ -7,7 +7,7 @@ import json
 import threading
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 import numpy as np
@@ -87,12 +87,7 @@ class Index:
 
     @cached_property
     def joint_text_encoder(self) -> Any:
-        """Of words in the images' own space."""
-        if not self.about["image_encoder"]["joint"]:
-            raise CxrayError(
-                f"{self.where}: words cannot be compared with images of `{self.about['image_encoder']['name']}`, which has no text side; "
-                "search via reports, or index the features of an open_clip: encoder"
-            )
+        """Of words in the images' own space; `words_by` says whether there is one."""
         return load_text(self.about["image_encoder"]["name"])
 
     def _encoder(self, load: Any, about: dict[str, Any]) -> Any:
@@ -101,12 +96,15 @@ class Index:
             raise CxrayError(f"{self.where}: `{about['name']}` has other weights now than when the index was made; make it again")
         return encoder
 
-    def search(self, text: str | None, image: bytes | None, via: str | None, where: str | None, k: int) -> list[Answer]:
+    def search(
+        self, text: str | np.ndarray | None, image: bytes | np.ndarray | None, via: str | None, where: str | None, k: int
+    ) -> list[Answer]:
         """At most k studies, best first, one answer a study.
 
         via: 'image' compares with the images (words need a joint encoder), 'report' with the reports (an image asks through the reports
         of the images nearest to it). By default words go by reports where there are some, an image by images. where: SQL over
-        study_id, split, view, group_id and the label columns. Raises CxrayError for a question that this index cannot answer.
+        study_id, split, view, group_id and the label columns. text, image: or their vector, float32 [1, width], where an encoder of
+        one's own has made it; of text the one that `words_by` says. Raises CxrayError for a question that this index cannot answer.
         """
         if text is None and image is None:
             raise CxrayError("ask something: --text, --image, or both")
@@ -115,16 +113,29 @@ class Index:
         allowed = None if where is None else self._allowed(where)
         ranked = []
         if text is not None:
-            by = via or ("report" if self.reports is not None else "image")
-            query = self.text_encoder([text]) if by == "report" and self._reports() else self.joint_text_encoder([text])
-            ranked.append(self._nearest(self._reports() if by == "report" else self.images, query.embedding, allowed, k))
+            by = self.words_by(via)
+            side, encoder = (self._reports(), "text_encoder") if by == "report" else (self.images, "joint_text_encoder")
+            query = text if isinstance(text, np.ndarray) else getattr(self, encoder)([text]).embedding
+            ranked.append(self._nearest(side, query, allowed, k))
         if image is not None:
-            query = self._picture(image)
+            query = image if isinstance(image, np.ndarray) else self._picture(image)
             if via == "report":
                 ranked.append(self._nearest(self._reports(), self._reports_near(query), allowed, k))
             else:
                 ranked.append(self._nearest(self.images, query, allowed, k))
         return self._answers(self._fuse(ranked)[:k] if len(ranked) > 1 else ranked[0][:k])
+
+    def words_by(self, via: str | None) -> Literal["report", "image"]:
+        """What words are compared with: decides the encoder that they need. Raises CxrayError where this index cannot do so."""
+        if via == "report" or (via is None and self.reports is not None):
+            self._reports()
+            return "report"
+        if not self.about["image_encoder"]["joint"]:
+            raise CxrayError(
+                f"{self.where}: words cannot be compared with images of `{self.about['image_encoder']['name']}`, which has no text side; "
+                "search via reports, or index the features of an open_clip: encoder"
+            )
+        return "image"
 
     def _reports(self) -> Vectors:
         if self.reports is None:

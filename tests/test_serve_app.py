@@ -1,0 +1,127 @@
+"""Through Ray Serve and HTTP a study's answer is the predictor's own, and one bad request spoils no other."""
+
+# ruff: noqa: F811 - fixtures that come from another file are arguments here
+
+import base64
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import httpx2
+import numpy as np
+import pytest
+import torch
+from served import config, run, settings  # noqa: F401 - a fixture among them
+from test_predict import chart, jpeg, out, predictor  # noqa: F401 - fixtures among them
+
+from contracts.errors import CxrayError
+from contracts.storage import place
+from pipelines.search.ask import Index
+from serve import app
+from serve import run as command
+from serve.security import new_key
+
+
+@pytest.fixture(scope="module")
+def client(local_ray, out, run):
+    from ray import serve
+
+    served = command.read(config(out / "serve.yaml", settings(out)))
+    key = new_key(out / "keys.json", "test")
+    command.start(app.graph(served.settings), served)
+    with httpx2.Client(base_url=served.address, headers={"X-API-Key": key}, timeout=60) as made:
+        yield made
+    serve.shutdown()
+
+
+def classify(client, images=(), told=None, **query):
+    files = [("image", ("x", data)) for data in images] + ([("chart", (None, json.dumps(told)))] if told is not None else [])
+    return client.post("/v1/classify", files=files, params=query)
+
+
+def probabilities(answer) -> dict:
+    assert answer.status_code == 200, answer.text
+    return {f["name"]: f["probability"] for f in answer.json()["findings"]}
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a replica has
+    yield
+    torch.set_num_threads(before)
+
+
+def test_over_http_the_answer_is_the_predictors_own_to_the_last_bit(client, predictor, one_thread):
+    for image, told in ((jpeg(0), chart(0)), (jpeg(3), None), (None, chart(5))):
+        answer = classify(client, [image] if image else [], told)
+        (said,) = predictor.predict_batch([(image, told)])
+        assert probabilities(answer) == said.probabilities
+        assert {f["name"]: f["threshold"] for f in answer.json()["findings"]} == said.thresholds
+        assert answer.json()["read"] == [*(["image"] if image else []), *(["chart"] if told else [])]
+    study = predictor.predict_batch([(jpeg(1), chart(1)), (jpeg(2), chart(1))])
+    mean = {f: np.mean([s.probabilities[f] for s in study]) for f in predictor.findings}
+    answer = classify(client, [jpeg(1), jpeg(2)], chart(1))
+    assert probabilities(answer) == mean and answer.json()["images"] == 2
+
+
+def test_an_answer_says_what_it_rests_on(client, predictor):
+    said = predictor.predict(jpeg(0), chart(0), attention=True)
+    found = classify(client, [jpeg(0)], chart(0), evidence=True, overlay=True).json()
+    assert [s["text"] for s in found["evidence"]["note"]] == [s.text for s in said.note]
+    assert [p["id"] for p in found["evidence"]["passages"]] == [p.id for p in said.evidence]
+    shares = {s["name"]: s["share"] for s in found["evidence"]["note"]} | {p["id"]: p["share"] for p in found["evidence"]["passages"]}
+    assert shares == pytest.approx(said.attention.read, abs=1e-6)
+    assert len(found["overlays"]) == len(found["pictures"]) == 1
+    without = classify(client, [jpeg(0)], chart(0), evidence=True, knowledge=False).json()
+    assert without["evidence"]["passages"] == [] and without["evidence"]["note"]
+    assert without["findings"] != found["findings"]
+    assert classify(client, [jpeg(0)], chart(0)).json()["evidence"] is None
+
+
+def test_one_bad_image_spoils_no_other(client, predictor):
+    """Sixteen at once, and among them what cannot be read: images and a chart."""
+    asked = [(jpeg(n % 8), chart(n % 8)) for n in range(16)]
+    asked[3], asked[8] = (jpeg(3)[:900], chart(3)), (b"\xff\xd8\xffno image", None)
+    asked[11] = (jpeg(3), {"age": 50, "hart_rate": 1})
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda one: classify(client, [one[0]], one[1]), asked))
+    assert [n for n, a in enumerate(answers) if a.status_code != 200] == [3, 8, 11]
+    assert {answers[n].status_code for n in (3, 8, 11)} <= {415, 422}
+    for n in set(range(16)) - {3, 8, 11}:
+        assert probabilities(answers[n]) == pytest.approx(predictor.predict(*asked[n]).probabilities, abs=1e-6)
+
+
+def test_search_by_an_image_is_the_indexs_own(client, out):
+    index = Index(place(out / "index"))
+    expected = index.search(None, jpeg(2), None, "split = 'train'", 3)
+    asked = {"image": base64.b64encode(jpeg(2)).decode(), "k": 3, "filter": {"split": ["train"]}}
+    found = client.post("/v1/search", json=asked).json()["matches"]
+    assert [(m["study_id"], m["score"]) for m in found] == [(a.study_id, a.score) for a in expected]
+    refused = client.post("/v1/search", json={"text": "effusion"})
+    assert refused.status_code == 422 and "no text side" in refused.text and str(out) not in refused.text
+
+
+def test_a_model_that_is_not_loaded_is_named_with_those_that_are(client):
+    refused = client.get("/v1/examples")
+    assert refused.status_code == 404 and "fusion" in refused.text and "search" in refused.text
+    assert [m["name"] for m in client.get("/v1/models").json()["models"]] == ["fusion", "index"]
+    assert client.get("/readyz").status_code == 200
+
+
+def test_what_a_replica_cannot_load_is_one_sentence(client, out, tmp_path):
+    from ray import serve
+
+    shutil.copytree(out / "fusion", tmp_path / "fusion")
+    file = tmp_path / "fusion/model/config.json"
+    said = json.loads(file.read_text())
+    said["encoders"]["image"]["fingerprint"] = "other"
+    file.write_text(json.dumps(said))
+    args = settings(out, models={"fusion": {"run": str(tmp_path / "fusion")}})
+    served = replace(command.read(config(tmp_path / "serve.yaml", args)), name="broken", prefix="/broken")
+    with pytest.raises(CxrayError, match="`hog:` has other weights now") as error:
+        command.start(app.graph(served.settings), served)
+    assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
+    serve.delete("broken")
+    assert client.get("/readyz").status_code == 200
