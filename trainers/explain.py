@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from contracts.dataset import Dataset, open_dataset
 from contracts.errors import CxrayError, RowError
@@ -29,10 +29,10 @@ from pipelines.job import VerbConfig
 from pipelines.overview import PATIENTS, SYNTHETIC, explained, is_synthetic
 from trainers.engine.context import moved
 from trainers.engine.data import Rows
-from trainers.fusion import FusionConfig, Sources
+from trainers.fusion import Sources
 from trainers.overlay import overlay
 from trainers.predictor import Model
-from trainers.scored import scored
+from trainers.scored import scored, trained_with
 
 SPLIT = "test"
 NO_LEAD = "No Finding"  # there is no place to look for it at
@@ -87,7 +87,7 @@ def run(cfg: ExplainConfig) -> Explained:
     no finding that was called rightly, and none wrongly.
     """
     started, where, out = time.monotonic(), cfg.at(cfg.run), cfg.output()
-    trained = _trained(where)
+    trained = trained_with(where)
     images = open_dataset(cfg.at(cfg.images), "images")
     sources, model = Sources(trained), Model(where)
     if sources.made != model.made:
@@ -166,19 +166,6 @@ def choose(
     take(worst, studies)
     take(best, studies)
     return sorted(chosen, key=lambda c: not c.right)
-
-
-def _trained(where: Place) -> FusionConfig:
-    """What a finished run was asked to do."""
-    told = read_run(where)
-    if told is None or told["verb"] != "train":
-        raise CxrayError(f"{where}: no finished `cxray train` here; run it, or name its folder (`run`)")
-    if (task := told["config"].get("task")) != "fusion":
-        raise CxrayError(f"{where}: a run of the task {task!r}; what is explained is a run of the task 'fusion'")
-    try:
-        return FusionConfig.model_validate(told["config"])
-    except ValidationError:
-        raise CxrayError(f"{where}: trained by another version of cxray; train again in a new folder") from None
 
 
 def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:

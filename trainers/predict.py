@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from contracts.errors import CxrayError, RowError
@@ -26,10 +25,10 @@ from pipelines.images.fetch import fetcher
 from pipelines.job import VerbConfig, connect, plainly
 from pipelines.pool import EncoderResources, encoder_pool, one_thread_on_cpu
 from trainers.engine.data import Rows, anchored
-from trainers.fusion import FusionConfig, Sources
+from trainers.fusion import Sources
 from trainers.items import items
 from trainers.predictor import Item, Model, load
-from trainers.scored import QUIET_S, parquet, scored, write
+from trainers.scored import QUIET_S, parquet, scored, trained_with, write
 
 
 class PredictConfig(VerbConfig):
@@ -64,7 +63,7 @@ def run(cfg: PredictConfig) -> Predicted:
     no finished run, and where features or texts are now others than it was trained on.
     """
     started, where, out = time.monotonic(), cfg.at(cfg.run), cfg.output()
-    trained = _trained(where)
+    trained = trained_with(where)
     sources, model = Sources(trained), Model(where)
     if sources.made != model.made:
         raise CxrayError(f"{where}: its features or texts were made anew by other encoders or settings; train again, or put those back")
@@ -78,19 +77,6 @@ def run(cfg: PredictConfig) -> Predicted:
     done = Predicted(str(out), counts, time.monotonic() - started)
     record(out, "predict", cfg, cfg.inputs(), done.__dict__)
     return done
-
-
-def _trained(where: Place) -> FusionConfig:
-    """What a finished run was asked to do."""
-    told = read_run(where)
-    if told is None or told["verb"] != "train":
-        raise CxrayError(f"{where}: no finished `cxray train` here; run it, or name its folder (`run`)")
-    if (task := told["config"].get("task")) != "fusion":
-        raise CxrayError(f"{where}: a run of the task {task!r}; predictions are made by task 'fusion'")
-    try:
-        return FusionConfig.model_validate(told["config"])
-    except ValidationError:
-        raise CxrayError(f"{where}: trained by another version of cxray; train again in a new folder") from None
 
 
 def predict_files(

@@ -9,19 +9,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from contracts.dataset import Dataset, publish, read_manifest
 from contracts.errors import CxrayError
+from contracts.runs import read_run
 from contracts.schema import predictions_schema
 from contracts.storage import Place
 from pipelines.ledger import ids_hash
 from trainers.engine.context import moved
 from trainers.engine.data import Rows
 from trainers.engine.validate import array
-from trainers.fusion import Fusion, lists
+from trainers.fusion import Fusion, FusionConfig, lists
 
 QUIET_S = 3  # a run that is done by then shows no progress
+
+
+def trained_with(where: Place) -> FusionConfig:
+    """What a finished run was asked to do. Raises CxrayError where it is none, or of another task or version."""
+    told = read_run(where)
+    if told is None or told["verb"] != "train":
+        raise CxrayError(f"{where}: no finished `cxray train` here; run it, or name its folder (`run`)")
+    if (task := told["config"].get("task")) != "fusion":
+        raise CxrayError(f"{where}: a run of the task {task!r}; here one of the task 'fusion' is wanted")
+    try:
+        return FusionConfig.model_validate(told["config"])
+    except ValidationError:
+        raise CxrayError(f"{where}: trained by another version of cxray; train again in a new folder") from None
 
 
 def scored(task: Fusion, network: Any, rows: Rows, size: int) -> pa.Table:
