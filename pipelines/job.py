@@ -13,6 +13,7 @@ does what a grown input added, and tries again what failed for a passing cause.
 import hashlib
 import logging
 import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -97,7 +98,11 @@ class Summary:
 
 
 def connect(profile: bool = False) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine. Never somebody else's by accident."""
+    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine. Never somebody else's by accident.
+
+    Ray's ports are open to the network, and it runs what reaches them. One that starts here lets in who knows its token: a new one, unless
+    the environment names another, and in no file, where Ray itself would leave one for whoever may read the home folder.
+    """
     if profile:
         os.environ["RAY_PROFILING"] = "1"  # has to be said before Ray starts
     import ray
@@ -107,6 +112,8 @@ def connect(profile: bool = False) -> None:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ lines go to the log files, not between ours
+        if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray turns tokens on by itself where nothing says otherwise
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(address=address, log_to_driver=False)

@@ -16,7 +16,7 @@ from fastapi.openapi.utils import get_openapi
 import serve.routes
 from contracts.pages import NOT_FOR_DIAGNOSIS
 from serve import problems
-from serve.backends import Backends
+from serve.backends import Backends, Ready
 from serve.messages import ProblemDetails
 from serve.routes import schema_of
 from serve.security import Gate, Keys
@@ -31,11 +31,12 @@ VERSION = "1"
 def create(backends: Backends, limits: GatewaySettings) -> FastAPI:
     """The gateway. limits.keys: the file of keys, as the process finds it; while there is none, nobody is let in."""
     about = f"{NOT_FOR_DIAGNOSIS} Chest X-rays, read by models of cxray."
-    app = FastAPI(title="cxray", version=VERSION, description=about, redirect_slashes=False)
+    # No pages of FastAPI's: they take their scripts from a public network, and run them beside whoever types a key there.
+    app = FastAPI(title="cxray", version=VERSION, description=about, redirect_slashes=False, docs_url=None, redoc_url=None)
     log_with_serve()
     app.state.backends, app.state.limits, app.state.metrics = backends, limits, Metrics()
-    app.state.gate = Gate(Keys(Path(limits.keys)), limits.rate_per_minute)
-    app.add_middleware(Telemetry, metrics=app.state.metrics, deadline_s=limits.deadline_s)
+    app.state.gate, app.state.ready = Gate(Keys(Path(limits.keys)), limits.rate_per_minute, limits.ongoing_per_key), Ready(backends)
+    app.add_middleware(Telemetry, metrics=app.state.metrics, deadline_s=limits.deadline_s, body_s=limits.body_s)
     problems.install(app)
     for module in sorted(m.name for m in pkgutil.iter_modules(serve.routes.__path__)):
         app.include_router(importlib.import_module(f"serve.routes.{module}").router)

@@ -26,15 +26,18 @@ class Pictures:
 
     def read(self, row_ids: Iterable[str]) -> dict[str, bytes]:
         """The JPEGs of those that are there."""
-        wanted: dict[tuple[str, int], set[str]] = defaultdict(set)
+        wanted: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
         for row_id in row_ids:
             if row_id in self._at:
-                wanted[self._at[row_id]].add(row_id)
+                path, group = self._at[row_id]
+                wanted[path][group].add(row_id)
         found: dict[str, bytes] = {}
         with told(self.images.place):
-            for (path, group), ids in wanted.items():
-                table = pq.ParquetFile(self._fs.open_input_file(path)).read_row_group(group, ["row_id", "image"])
-                for place, row_id in enumerate(table["row_id"].to_pylist()):
-                    if row_id in ids:
-                        found[row_id] = table["image"][place].as_py()
+            for path, groups in wanted.items():
+                with pq.ParquetFile(self._fs.open_input_file(path)) as file:
+                    for group, ids in groups.items():
+                        table = file.read_row_group(group, ["row_id", "image"])
+                        for place, row_id in enumerate(table["row_id"].to_pylist()):
+                            if row_id in ids:
+                                found[row_id] = table["image"][place].as_py()
         return found

@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem details, in fixed words: nothing of a request, a file or an exception is repeated in them."""
 
-import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -10,9 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from contracts.chart import Chart
 from contracts.errors import RowError
 from contracts.findings import FINDINGS
-from serve.messages import ProblemDetails
+from serve.messages import EmbedRequest, ProblemDetails, SearchRequest
 
 MEDIA = "application/problem+json"
 
@@ -44,7 +45,6 @@ DESCRIPTIONS = {
     503: "no room, or a model is starting; `Retry-After` says when to come again",
     504: "not answered within the deadline",
 }
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 class Problem(Exception):
@@ -75,13 +75,22 @@ def of_row(error: RowError, what: str) -> Problem:
 
 def of_fields(error: ValidationError | RequestValidationError, kind: str, prefix: str = "") -> Problem:
     """Which fields do not fit, and how; their values are not repeated. Neither are names that are no names of fields."""
-    said = dict.fromkeys(f"`{prefix}{_path(e['loc'])}`: {_complaint(e)}" for e in error.errors()[:8])
+    ours = isinstance(error, RequestValidationError)  # parameters of the address: others are not read, so these names are ours
+    said = dict.fromkeys(f"`{prefix}{_path(e['loc'], ours)}`: {_complaint(e)}" for e in error.errors()[:8])
     return Problem(422, kind, "; ".join(said))
 
 
-def _path(loc: Sequence[Any]) -> str:
-    parts = [str(p) if isinstance(p, int) or p in FINDINGS or _NAME.fullmatch(p) else "?" for p in loc]
+def _path(loc: Sequence[Any], ours: bool) -> str:
+    parts = [str(p) if ours or isinstance(p, int) or p in FINDINGS or p in _fields() else "?" for p in loc]
     return ".".join(parts) or "body"
+
+
+@cache
+def _fields() -> frozenset[str]:
+    """All names of what clients may send; a name that is none of these may be anybody's."""
+    schemas = [model.model_json_schema() for model in (Chart, SearchRequest, EmbedRequest)]
+    tables = [table for schema in schemas for table in (schema, *schema.get("$defs", {}).values())]
+    return frozenset(name for table in tables for name in table.get("properties", {}))
 
 
 def _complaint(error: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@
 """
 
 import difflib
-import json
 import os
 import re
 import signal
@@ -22,10 +21,10 @@ from pydantic import ValidationError
 
 from contracts.config import load, merge, parse_set, read_yaml
 from contracts.errors import CxrayError
-from contracts.storage import place
 from serve.settings import ServeSettings
 
 IMPORT_PATH = "serve.app:app"
+FRONT = "serve.front:middlewares"
 WITHIN_S = 600  # the largest encoders come from a hub at their first start
 LONGER_S = 5  # than the gateway's deadline: the gateway says best why there is no answer
 PAGE, PAGE_PORT = "page", 8501  # its key's name, and where it is
@@ -53,8 +52,11 @@ def run(config: Path, sets: Sequence[str] = (), page: bool = False, say: Callabl
     # the gateway's own port beside the proxy's, which would be open to the network.
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", FRONT)
     served = read(config, sets)
-    from serve import app
+    from serve import app, front
+
+    os.environ[front.MAX_BODY] = str(served.settings.gateway.max_body_bytes)
 
     graph = app.graph(served.settings)
     keys = Path(app.Graph(served.settings).at(served.settings.gateway.keys).path)
@@ -64,9 +66,10 @@ def run(config: Path, sets: Sequence[str] = (), page: bool = False, say: Callabl
         free("127.0.0.1", PAGE_PORT)
     started = time.monotonic()
     with cluster(served.name):
+        guarded(say)
         start(graph, served)
         say(f"serve: ready after {time.monotonic() - started:.0f} s: {', '.join(served.settings.models) or 'no models'}")
-        say(f"  address: {served.address}; what it takes and gives: {served.address}/docs, {served.address}/openapi.json")
+        say(f"  address: {served.address}; what it takes and gives: {served.address}/openapi.json")
         for line in first_key(keys, served.address):
             say(line)
         with shown(served.address, keys) if page else nullcontext([]) as children:
@@ -102,7 +105,9 @@ def read(config: Path, sets: Sequence[str] = ()) -> Served:
     http = {"host": "127.0.0.1", "port": 8000, "request_timeout_s": settings.gateway.deadline_s + LONGER_S} | http
     if http["request_timeout_s"] is not None and http["request_timeout_s"] <= settings.gateway.deadline_s:
         raise CxrayError(f"{config}: http_options.request_timeout_s must be longer than gateway.deadline_s ({settings.gateway.deadline_s})")
-    return Served(one.name, one.route_prefix or "/", http, said.logging_config, settings)
+    # Serve's own lines hold what clients send, and ids that they made up; the gateway writes safe ones.
+    logging = said.logging_config or {"log_level": "WARNING", "enable_access_log": False}
+    return Served(one.name, one.route_prefix or "/", http, logging, settings)
 
 
 def free(host: str, port: int) -> None:
@@ -146,6 +151,18 @@ def cluster(name: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def guarded(say: Callable[[str], Any]) -> None:
+    """Raises CxrayError for a cluster that whoever reaches it may give commands to; where the environment wants it so, it is only said."""
+    mode = os.environ.get("RAY_AUTH_MODE", "").lower()  # "token" where Ray has turned it on by itself, too
+    if mode == "disabled":
+        say("  warning: RAY_AUTH_MODE=disabled: whoever reaches Ray's ports may run programs, and read what passes between the models")
+    elif mode != "token":
+        raise CxrayError(
+            "whoever reaches this Ray cluster may run programs on it, and read what passes between the models; start it with "
+            "RAY_AUTH_MODE=token, and set that and its token here (or RAY_AUTH_MODE=disabled where its network is closed)"
+        )
+
+
 def start(graph: Any, served: Served) -> None:
     """Deploys, and waits till all replicas have passed their first health check. Raises CxrayError where that does not come."""
     import logging
@@ -185,24 +202,30 @@ def first_key(file: Path, address: str) -> list[str]:
     if file.exists():
         return [f"  keys: those of {file}; another one: cxray key NAME --keys {file}"]
     key = new_key(file, "first")
-    return [f"  your key, shown this once: {key}", f'  try: curl -H "X-API-Key: {key}" {address}/v1/models']
+    # Not in the command itself: those of all users can be read in the list of processes, and are kept in a shell's history.
+    return [f"  your key, shown this once: {key}", f'  with it in $KEY: curl -H @- {address}/v1/models <<< "X-API-Key: $KEY"']
 
 
 @contextmanager
 def shown(address: str, file: Path) -> Iterator[list[Any]]:
-    """The page, with a key of its own: it is made anew at each start, since no key can be read from the file."""
-    from serve.security import new_key
+    """The page, with a key of its own: it is made anew at each start, since no key can be read from the file, and ends with the page.
 
-    others = [key for key in json.loads(file.read_text()) if key["name"] != PAGE]
-    place(file).write(json.dumps(others, indent=1).encode())  # whole or not at all: the gateway reads it meanwhile
+    Whoever reaches the page uses that key and needs none: the page listens on loopback alone, so that is whoever has an account here.
+    """
+    from serve.security import drop_key, new_key
+
+    drop_key(file, PAGE)  # of one that was killed
     environment = os.environ | {"CXRAY_API": address, "CXRAY_API_KEY": new_key(file, PAGE)}
+    environment.pop("RAY_AUTH_TOKEN", None)
     command = [sys.executable, "-m", "cxray", "ui", "--port", str(PAGE_PORT)]
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
-        yield [child]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as child:
+            try:
+                yield [child]
+            finally:
+                child.terminate()
     finally:
-        child.terminate()
-        child.wait()
+        drop_key(file, PAGE)
 
 
 def wait(children: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -4,6 +4,7 @@ A key is 256 random bits, shown once; the file holds its SHA-256. (Slow hashes p
 Rates are counted in each replica of the gateway by itself, in whole minutes: with n replicas a key has up to n times its rate.
 """
 
+import fcntl
 import hashlib
 import hmac
 import json
@@ -12,6 +13,9 @@ import os
 import re
 import secrets
 import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,17 +47,35 @@ def new_key(path: Path, name: str) -> str:
     """A new key, whose hash is added to the file under this name. Raises CxrayError for a name that is taken, or is no name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", name):
         raise CxrayError("a key's name has up to 32 letters, digits, - and _; it stands in the access log, so let it be no person's")
-    known = _read(path) if path.exists() else []
-    if name in [key.name for key in known]:
-        raise CxrayError(f"{path}: has a key `{name}` already; take another name, or delete its entry first")
     secret = secrets.token_urlsafe(32)
-    made = Key(name=name, sha256=_hash(secret), created=datetime.now(UTC).isoformat(timespec="seconds"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(_KEYS.dump_json([*known, made], indent=1))
-    fresh.replace(path)
+    with _changed(path) as keys:
+        if name in [key.name for key in keys]:
+            raise CxrayError(f"{path}: has a key `{name}` already; take another name, or delete its entry first")
+        keys.append(Key(name=name, sha256=_hash(secret), created=datetime.now(UTC).isoformat(timespec="seconds")))
     return secret
+
+
+def drop_key(path: Path, name: str) -> None:
+    """From now on the key of this name is none; where there is no such key, nothing happens. Raises CxrayError for a damaged file."""
+    with _changed(path) as keys:
+        keys[:] = [key for key in keys if key.name != name]
+
+
+@contextmanager
+def _changed(path: Path) -> Iterator[list[Key]]:
+    """The file's keys, to be changed, and written where nothing was raised: whole or not at all, for its owner, by one after another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)  # locked in place of the file, which is another one after each change
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        keys = _read(path) if path.exists() else []
+        yield keys
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(_KEYS.dump_json(keys, indent=1))
+        fresh.replace(path)
+    finally:
+        os.close(folder)
 
 
 def _hash(secret: str) -> str:
@@ -102,14 +124,15 @@ class Keys:
 
 
 class Gate:
-    """Keys and their rates."""
+    """Keys, their rates, and how much each has under way: no key takes all places, be it with uploads that do not come."""
 
-    def __init__(self, keys: Keys, per_minute: int) -> None:
-        self.keys, self.rate = keys, RateLimitItemPerMinute(per_minute)
+    def __init__(self, keys: Keys, per_minute: int, at_once: int) -> None:
+        self.keys, self.rate, self.at_once = keys, RateLimitItemPerMinute(per_minute), at_once
         self.limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._inside: Counter[str] = Counter()
 
     async def admit(self, secret: str | None) -> str:
-        """The key's name. Raises Problem 401, the same whatever was wrong, or 429."""
+        """The key's name; who is let in has to `leave`. Raises Problem 401, the same whatever was wrong, or 429."""
         name = self.keys.name_of(secret) if secret else None
         if name is None:
             detail = "send a key of this service: `Authorization: Bearer KEY` or `X-API-Key: KEY`"
@@ -118,7 +141,14 @@ class Gate:
             reset = (await self.limiter.get_window_stats(self.rate, name)).reset_time
             detail = f"this key has {self.rate.amount} requests a minute"
             raise Problem(429, "too_many_requests", detail, retry_after=max(1, int(reset - time.time()) + 1))
+        if self._inside[name] >= self.at_once:
+            raise Problem(429, "too_many_at_once", f"this key may have {self.at_once} requests under way", retry_after=1)
+        self._inside[name] += 1
         return name
+
+    def leave(self, name: str) -> None:
+        self._inside[name] -= 1
+        self._inside = +self._inside
 
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="Bearer", description="`Authorization: Bearer KEY`")
@@ -129,6 +159,11 @@ async def admitted(
     request: Request,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     header: Annotated[str | None, Security(_header)],
-) -> None:
+) -> AsyncGenerator[None, None]:
     """What a route depends on to be for those with a key only. It runs before any of the body is read."""
-    request.state.exchange.key = await request.app.state.gate.admit(bearer.credentials if bearer else header)
+    gate: Gate = request.app.state.gate
+    request.state.exchange.key = name = await gate.admit(bearer.credentials if bearer else header)
+    try:
+        yield
+    finally:
+        gate.leave(name)

@@ -1,5 +1,7 @@
 """What is served, from which run folders, and how much of the cluster it takes. In a YAML of Ray Serve an application's `args`:
 
+http_options: {host: 127.0.0.1, port: 8000, request_timeout_s: 25}  # `serve deploy` would listen to the whole network, and without an end
+logging_config: {log_level: WARNING, enable_access_log: false}  # Serve's own lines hold what clients send; the gateway writes safe ones
 applications:
   - name: cxray
     import_path: serve.app:app
@@ -66,8 +68,10 @@ class GatewaySettings(Scale):
     max_body_bytes: int = Field(default=32 << 20, ge=1)
     max_images: int = Field(default=8, ge=1)  # of one study
     deadline_s: float = Field(default=20, gt=0)  # of a whole request; then 504
+    body_s: float = Field(default=10, gt=0)  # by when its body has to be here; then 504
     keys: str = "keys.json"  # the file of the keys' hashes; a name is below `out`, as for run folders
     rate_per_minute: int = Field(default=600, ge=1)  # requests with one key
+    ongoing_per_key: int = Field(default=96, ge=1)  # requests of one key under way in a replica: fewer than `ongoing`
 
 
 class ServeSettings(VerbConfig):

@@ -10,6 +10,7 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -32,10 +33,19 @@ _UUID = re.compile(r"[0-9a-f]{8}(-?)[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a
 
 
 def log_with_serve() -> None:
-    """Our lines go where Ray Serve's of this process go, a replica's own file, whatever level of its own lines is asked for."""
+    """Our lines go where Ray Serve's of this process go, a replica's own file, whatever level of its own lines is asked for.
+
+    At once: where Serve is set for throughput it keeps a thousand lines back, and a replica that is killed takes them along.
+    """
     ours = logging.getLogger("cxray")
     ours.setLevel(logging.INFO)
-    ours.handlers[:] = logging.getLogger("ray.serve").handlers
+    serves = logging.getLogger("ray.serve").handlers
+    ours.handlers[:] = [one.target if isinstance(one, MemoryHandler) and one.target else one for one in serves]
+
+
+def an_id(given: str) -> str:
+    """A request's id: the one that was given, where it can be nothing else, or a new one."""
+    return given if _UUID.fullmatch(given.lower()) else str(uuid.uuid4())
 
 
 @dataclass
@@ -63,10 +73,10 @@ class Metrics:
 
 
 class Telemetry:
-    """ASGI middleware."""
+    """ASGI middleware. deadline_s: of a whole request; body_s: by when its body has to be here."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, deadline_s: float) -> None:
-        self.app, self.metrics, self.deadline_s = app, metrics, deadline_s
+    def __init__(self, app: ASGIApp, metrics: Metrics, deadline_s: float, body_s: float) -> None:
+        self.app, self.metrics, self.deadline_s, self.body_s = app, metrics, deadline_s, body_s
         try:
             get_replica_context()
             self.behind_serve = True
@@ -78,7 +88,7 @@ class Telemetry:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        exchange = Exchange(given if _UUID.fullmatch(given.lower()) else str(uuid.uuid4()))
+        exchange = Exchange(an_id(given))
         said = self.behind_serve and exchange.id == given  # Ray Serve's proxy gives each request an id, and tells it
         scope["state"] = {**scope.get("state", {}), "exchange": exchange}
 
@@ -102,7 +112,7 @@ class Telemetry:
     async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(self.deadline_s):
-                await self.app(scope, receive, send)
+                await self.app(scope, _in_time(receive, self.body_s), send)
             return
         except ClientDisconnect:
             return
@@ -124,6 +134,25 @@ class Telemetry:
         if exchange.refused:
             self.metrics.refused.labels(exchange.refused).inc()
         access.info("%s %s %d %.3f s key=%s request=%s", method, route, status, seconds, exchange.key, exchange.id)
+
+
+def _in_time(receive: Receive, seconds: float) -> Receive:
+    """Raises Problem 504 in the route that waits for a body: who sends slowly does not keep a place for as long as models may take."""
+    until, whole = asyncio.get_running_loop().time() + seconds, False
+
+    async def received() -> Message:
+        nonlocal whole
+        if whole:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
+        except TimeoutError:
+            raise Problem(504, "too_slow", f"the body was not here within {seconds:g} s") from None
+        whole = message["type"] != "http.request" or not message.get("more_body")
+        return message
+
+    return received
 
 
 def _place(error: BaseException) -> str:

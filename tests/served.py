@@ -1,5 +1,6 @@
 """What the tests of serving share: a run folder with an index, a YAML to serve them by, and a handle without Ray."""
 
+import os
 import socket
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,9 @@ from contracts.config import load as read
 from contracts.storage import Place, place
 from pipelines.search.index import IndexConfig
 from pipelines.search.index import run as make_index
+from serve.run import FRONT
+
+os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", FRONT)  # before Ray starts, as `cxray serve` does
 
 
 class Here:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from contracts.errors import RowError
+from pipelines.images import decode as decoder
 from pipelines.images.decode import Limits, decode
 
 SHARED = Path(os.environ.get("CXRAY_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -189,6 +190,15 @@ def test_a_progressive_jpeg_of_a_thousand_scans_is_refused():
     scan = data.rindex(b"\xff\xda")
     assert decode(data).width == 240
     assert reason(data[:-2] + data[scan:-2] * 1000 + b"\xff\xd9") == "corrupt"
+
+
+def test_the_more_pixels_a_progressive_jpeg_has_the_fewer_scans_it_may_have(monkeypatch):
+    data = jpeg(GREY, progressive=True)
+    scans = data.count(b"\xff\xda") * GREY.size
+    monkeypatch.setattr(decoder, "MAX_PASSED", scans)
+    assert decode(data).width == 240
+    monkeypatch.setattr(decoder, "MAX_PASSED", scans - 1)
+    assert reason(data) == "corrupt" and decode(jpeg(GREY)).width == 240
 
 
 def test_a_jpeg_of_another_kind_is_refused_by_name():

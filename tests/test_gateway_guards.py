@@ -154,6 +154,10 @@ def test_a_chart_and_the_number_of_parts_are_bounded(keys):
         refused(api.post("/v1/classify", **form(chart='"' + "a" * (1 << 20) + '"')), 413, "too-large")
         as_a_file = {"files": [("chart", ("c.json", b" " * ((1 << 20) + 1)))]}
         refused(api.post("/v1/classify", **as_a_file), 413, "too-large")
+        for chart in ({"chief_complaint": "a" * 4_001}, {"history": [{"code": "I10", "version": 10, "title": "b" * 4_001}]}):
+            refused(api.post("/v1/classify", json=chart), 422, "bad-chart")
+        refused(api.post("/v1/classify", json={"medicines": [{"name": "aspirin"}] * 501}), 422, "bad-chart")
+        assert api.post("/v1/classify", json={"medicines": [{"name": "aspirin"}] * 500, "indication": "a" * 4_000}).is_success
         many = {"files": [("image", (f"{n}", JPEG)) for n in range(2_000)]}
         refused(api.post("/v1/classify", **many), 422, "bad-form")
         heads = b"".join(b"X-%d: y\r\n" % n for n in range(5_000))
@@ -171,7 +175,7 @@ def test_uploads_never_touch_the_disk(keys, monkeypatch):
     got: list[bytes] = []
     image = Fake(encode=lambda data: got.append(data) or looks_like_an_image(data), about=dict)
     with client(keys, quick(image=image)) as api:
-        assert api.post("/v1/classify", **form(large, large, chart={"race": "x" * 900_000})).status_code == 200
+        assert api.post("/v1/classify", **form(large, large, chart={"medicines": [{"name": "x" * 4_000}] * 30})).status_code == 200
         assert api.post("/v1/classify", content=large, headers={"Content-Type": "image/jpeg"}).status_code == 200
         assert api.post("/v1/search", json={"image": base64.b64encode(large).decode()}).status_code == 200
     assert got == [large] * 4

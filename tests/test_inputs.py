@@ -103,6 +103,34 @@ def test_no_segment_is_longer_than_the_encoder_reads():
     assert reading.cut > 0
 
 
+class Counted(Words):
+    """Remembers of how many texts it was asked the tokens."""
+
+    def __init__(self, context: int) -> None:
+        super().__init__(context)
+        self.sizes: list[int] = []
+
+    def count_tokens(self, texts):
+        self.sizes.append(len(texts))
+        return super().count_tokens(texts)
+
+
+def test_a_segment_far_too_long_is_cut_after_few_counts():
+    long = Chart(medicines=[{"name": f"medicine{n}"} for n in range(1200)])  # pyright: ignore[reportArgumentType]
+    encoder = Counted(context=100)
+    (reading,) = reads(encoder=encoder)([long])
+    whole = reads()([long])[0].note.segments[0].parts
+    kept = reading.note.segments[0].parts
+    assert kept == whole[: len(kept)] and len(" ".join(kept).split()) <= 100 < len(" ".join(whole[: len(kept) + 1]).split())
+    assert sum(encoder.sizes) < 15 and reading.tokens + reading.cut == len(" ".join(whole).split())
+
+
+def test_only_charts_that_ask_are_given_passages(knowledge):
+    some = reads(knowledge)([CHARTS[0], CHARTS[0]], asking=[False, True])
+    (alone,) = reads(knowledge)(CHARTS[:1])
+    assert not some[0].evidence and alone.evidence and some[1].evidence == alone.evidence
+
+
 def test_knowledge_of_another_encoder_is_refused(knowledge):
     other = Words()
     other.fingerprint = "words-2"

@@ -371,3 +371,28 @@ def test_every_visit_of_the_emergency_demo_has_a_note_without_its_own_diagnoses(
         for title in titles:
             for form in {title.lower(), wording.diagnosis(title).lower()}:
                 assert form in known or not re.search(rf"(?<!\w){re.escape(form)}(?!\w)", text)
+
+
+def test_prose_is_not_kept_in_memory_and_of_names_no_more_than_asked(monkeypatch):
+    cleaned: list[str] = []
+
+    class Noting:
+        def __init__(self, cfg) -> None:
+            pass
+
+        def clean(self, text: str) -> tuple[str, dict[str, int]]:
+            cleaned.append(text)
+            return text, {}
+
+    monkeypatch.setattr(module, "LeakageFilter", Noting)
+    write = NoteWriter(NoteConfig(), cached=1)
+
+    def times(*complaints: str) -> int:
+        cleaned.clear()
+        for complaint in complaints:
+            write([Chart(chief_complaint=complaint)])
+        return len(cleaned) // 2  # each is cleaned twice
+
+    assert times("cough", "cough") == 1
+    assert times("fever", "cough") == 2
+    assert times("x" * 201, "x" * 201) == 2 and times("cough") == 0, "nor does it drive out what is kept"

@@ -4,12 +4,17 @@
 
 import base64
 import json
+import os
+import pickle
 import shutil
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import httpx2
 import numpy as np
+import psutil
 import pytest
 import torch
 from served import config, run, settings  # noqa: F401 - a fixture among them
@@ -108,6 +113,47 @@ def test_a_model_that_is_not_loaded_is_named_with_those_that_are(client):
     assert refused.status_code == 404 and "fusion" in refused.text and "search" in refused.text
     assert [m["name"] for m in client.get("/v1/models").json()["models"]] == ["fusion", "index"]
     assert client.get("/readyz").status_code == 200
+
+
+class Runs:
+    """A pickle that makes a file where it is loaded."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_replicas_take_nothing_from_who_has_not_the_clusters_token(client, tmp_path):
+    """Their ports are open to the network, and they load pickles from there."""
+    import grpc
+    from ray.serve.generated.serve_pb2 import ASGIRequest
+    from ray.serve.generated.serve_pb2_grpc import ASGIServiceStub
+
+    ours = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::ServeRepli")]
+    ports = {c.laddr.port for p in ours for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
+
+    def knock(port: int, token: str | None, file: Path) -> grpc.StatusCode:
+        said = [("authorization", f"Bearer {token}")] if token else []
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as error:
+            request = ASGIRequest(pickled_request_metadata=pickle.dumps(Runs(file)))
+            ASGIServiceStub(channel).HandleRequest(request, metadata=said, timeout=10)
+        return error.value.code()
+
+    for token in (None, "0" * 64):
+        assert {knock(port, token, tmp_path / "in") for port in ports} >= {grpc.StatusCode.UNAUTHENTICATED}
+        assert ports and not (tmp_path / "in").exists()
+    for port in ports:
+        knock(port, os.environ["RAY_AUTH_TOKEN"], tmp_path / "ours")
+    assert (tmp_path / "ours").exists()  # that is what the token keeps out
+    assert os.environ["RAY_AUTH_TOKEN"] not in "".join(p.read_text() for p in [Path.home() / ".ray/auth_token"] if p.exists())
+
+
+def test_what_the_proxy_says_and_takes(client):
+    answer = client.get("/v1/models", headers={"X-Request-ID": b"Jane\xff", "X-Request-Timeout-Seconds": "0.000001"})
+    assert answer.status_code == 200 and uuid.UUID(answer.headers["x-request-id"])
+    assert client.get("/docs").status_code == 404
 
 
 def test_what_a_replica_cannot_load_is_one_sentence(client, out, tmp_path):

@@ -4,7 +4,7 @@
 
 import json
 import socket
-from contextlib import closing
+from contextlib import closing, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from contracts.config import load as read
 from contracts.errors import CxrayError
 from serve import app
 from serve import run as command
+from serve.security import Keys
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,12 +107,38 @@ def test_why_a_deployment_fails_is_found_in_what_ray_tells():
 
 def test_the_first_key_is_shown_once_and_the_pages_changes_with_each_start(tmp_path, monkeypatch):
     file, given = tmp_path / "keys.json", []
-    assert "your key" in command.first_key(file, "http://x")[0]
+    shown, hint = command.first_key(file, "http://x")
+    assert "your key" in shown and shown.split()[-1] not in hint  # a command line is for all users to read
     assert "your key" not in command.first_key(file, "http://x")[0]
-    ended = SimpleNamespace(terminate=lambda: None, wait=lambda: None)
+    ended = nullcontext(SimpleNamespace(terminate=lambda: None))
     monkeypatch.setattr(command.subprocess, "Popen", lambda *_, env, **__: given.append(env["CXRAY_API_KEY"]) or ended)
-    for _ in range(2):
+    for killed in (False, True, False):
         with command.shown("http://x", file):
-            pass
-    assert len(set(given)) == 2 and [key["name"] for key in json.loads(file.read_text())] == ["first", "page"]
-    assert not any(key in file.read_text() for key in given)
+            assert [key["name"] for key in json.loads(file.read_text())] == ["first", "page"]
+            assert Keys(file).name_of(given[-1]) == "page" and not any(key in file.read_text() for key in given)
+            left = file.read_text()
+        assert [key["name"] for key in json.loads(file.read_text())] == ["first"] and file.stat().st_mode & 0o777 == 0o600
+        if killed:  # before it could take its key out
+            file.write_text(left)
+    assert len(set(given)) == 3
+    file.write_text("[{")
+    with pytest.raises(CxrayError, match="cannot be read as a file of keys"), command.shown("http://x", file):
+        pass
+
+
+def test_serves_own_lines_are_off_where_the_file_does_not_say(tmp_path):
+    """They hold what clients send as ids."""
+    assert command.read(config(tmp_path / "serve.yaml", {})).logging == {"log_level": "WARNING", "enable_access_log": False}
+
+
+@pytest.mark.parametrize(("mode", "said"), [("token", 0), ("disabled", 1), (None, None)])
+def test_an_open_cluster_is_refused_unless_it_is_meant(monkeypatch, mode, said):
+    lines: list[str] = []
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode is None:
+        with pytest.raises(CxrayError, match="RAY_AUTH_MODE=token"):
+            command.guarded(lines.append)
+        return
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    command.guarded(lines.append)
+    assert len(lines) == said

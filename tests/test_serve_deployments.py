@@ -6,8 +6,11 @@ import asyncio
 import json
 import shutil
 import threading
+import time
+from concurrent.futures import Future
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,18 +20,19 @@ from test_predict import chart, jpeg, out, predictor, trained_on  # noqa: F401 -
 
 from contracts.errors import CxrayError, RowError
 from contracts.storage import place
+from pipelines.images.decode import decode
 from serve import app, deployments, routes
 from serve.backends import Backends
 from serve.deployments.fusion import Fusion, Settings
 from serve.deployments.image import ImageEncoder, ImageSource
 from serve.deployments.search import Search
 from serve.deployments.search import Settings as SearchSettings
-from serve.deployments.text import RemoteText, TextDeployment, TextSource
+from serve.deployments.text import RemoteText, TextDeployment, TextSource, size
 from serve.gateway import create
 from serve.messages import Encoded, Question
 from serve.security import new_key
 from serve.settings import Batched
-from serve.worker import Worker
+from serve.worker import Worker, together
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +52,10 @@ def shown(made, numbers, pictures=jpeg, charts=chart) -> tuple[list, Here]:
         return made.text.together([["another request's"], texts])[1]
 
     async def ask():
-        remote = RemoteText(SimpleNamespace(encode=handle), await made.text.about(), asyncio.get_running_loop())
-        return await asyncio.to_thread(made.fusion.read, made.fusion.model.inputs(remote), [charts(n) for n in numbers])
+        remote = RemoteText(SimpleNamespace(encode=handle, count=counts), await made.text.about(), asyncio.get_running_loop(), 15)
+        return await asyncio.to_thread(made.fusion.read, made.fusion.model.inputs(remote), [(charts(n), True) for n in numbers])
 
-    handle = Here(encode)
+    handle, counts = Here(encode), Here(made.text.count)
     opened = [made.image.opened(pictures(n)) for n in numbers]
     rows = made.image.rows([picture for _, picture in opened])
     encoded = [Encoded(row, stored) for row, (stored, _) in zip(rows, opened, strict=True)]
@@ -72,19 +76,19 @@ def test_what_the_deployments_show_the_network_is_what_it_was_trained_on(out, ma
 
 
 def test_a_text_too_long_is_cut_as_in_training(made, predictor):
-    """The way on which notes are counted, cut and then encoded."""
+    """The way on which notes are counted, cut and then encoded: once as they are, and once what was cut of them."""
     long = chart(0) | {"medicines": [{"name": f"medicine number {n}", "hours": -1.0} for n in range(200)]}
     parts, handle = shown(made, [0], charts=lambda _: long)
     (expected,) = predictor.parts([predictor.opened(jpeg(0), long)])
     assert parts[0].reading.cut and parts[0].reading.note == expected.reading.note
     assert parts[0].reading.vectors.tobytes() == expected.reading.vectors.tobytes()
-    assert handle.calls > 1
+    assert handle.calls == 2
 
 
 def test_what_cannot_be_read_is_an_answer_in_its_place(made):
     said = [made.image.opened(data) for data in (b"", b"words", jpeg(0)[:900], jpeg(0))]
     assert [s.reason if isinstance(s, RowError) else "" for s in said] == ["empty_file", "not_an_image", "truncated", ""]
-    found = made.fusion.read(None, [{"age": 50}, {"hart_rate": 1}, {"sex": "F"}])
+    found = made.fusion.read(None, [({"age": 50}, True), ({"hart_rate": 1}, True), ({"sex": "F"}, True)])
     assert [isinstance(one, RowError) for one in found] == [False, True, False]
 
 
@@ -109,10 +113,128 @@ def test_a_model_that_does_not_answer_is_given_up():
         worker, go = Worker(0.05), threading.Event()
         with pytest.raises(TimeoutError):
             await worker.run(go.wait)
+        with pytest.raises(TimeoutError):
+            await worker.free()  # the thread still computes: who came now would stand behind it
+        worker.timeout_s = 60
+        later = asyncio.create_task(worker.run(lambda: "again"))
         go.set()
-        return await worker.run(lambda: "again")
+        return await later
 
     assert asyncio.run(scene()) == "again"
+
+
+def test_a_thread_that_works_is_healthy_and_one_that_hangs_is_not():
+    async def scene():
+        worker, go = Worker(60, threads=2), threading.Event()
+        assert await worker.probe(lambda: "said") == "said"
+        worker.timeout_s = 0.1
+        jobs = [asyncio.create_task(worker.run(go.wait)) for _ in range(2)]
+        await asyncio.sleep(0)  # till they have begun
+        worker._ended = time.monotonic() + 60  # something has ended just now
+        assert await worker.probe(lambda: "said") is None
+        worker._ended = -1e9
+        with pytest.raises(TimeoutError):
+            await worker.probe(lambda: "said")
+        worker._begun = dict.fromkeys(worker._begun, time.monotonic() - 60)
+        with pytest.raises(RuntimeError, match="at one job"):
+            await worker.probe(lambda: "said")
+        go.set()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        await worker.free()
+
+    asyncio.run(scene())
+
+
+def test_a_hanging_thread_is_seen_wherever_it_is(made, run):
+    search = Search(SearchSettings(), place(run.local.parent / "index"), None, None, {})
+    for one, name in ((made.image, "_decoders"), (made.image, "_worker"), (made.fusion, "_reader"), (made.fusion, "_network"),
+                      (made.text, "_worker"), (search, "_worker")):  # fmt: skip
+        worker, job = getattr(one, name), Future()
+        worker._begun[job] = time.monotonic() - 1000
+        with pytest.raises(RuntimeError, match="at one job"):
+            asyncio.run(one.check_health())
+        del worker._begun[job]
+        asyncio.run(one.check_health())
+
+
+def test_what_nobody_waits_for_is_taken_back():
+    class Response:
+        cancelled = False
+
+        def __await__(self):
+            return asyncio.Event().wait().__await__()
+
+        def cancel(self):
+            self.cancelled = True
+
+    async def scene():
+        response = Response()
+        about = {"name": "x", "fingerprint": "f", "dim": 3, "context": 8, "joint": False}
+        handle = SimpleNamespace(count=SimpleNamespace(remote=lambda texts: response))
+        text = RemoteText(handle, about, asyncio.get_running_loop(), 0.01)
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(text.count_tokens, ["a"])
+        await asyncio.sleep(0)
+        return response.cancelled
+
+    assert asyncio.run(scene())
+
+
+def test_where_one_fails_the_others_are_given_up():
+    given_up = []
+
+    async def fails():
+        raise KeyError("first")
+
+    async def goes_on():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            given_up.append(True)
+            raise
+
+    with pytest.raises(KeyError, match="first"):
+        asyncio.run(together([goes_on(), fails()]))
+    assert given_up
+
+    async def says(what):
+        return what
+
+    assert asyncio.run(together(says(n) for n in range(3))) == [0, 1, 2]
+
+
+def test_a_batch_of_texts_is_as_much_work_whatever_its_requests():
+    assert size([["a"] * 1000]) == 1  # by itself it is a batch
+    assert size([["a"]] * 16) == 16 and size([["a"] * 64] * 2) == 16
+
+
+def test_without_knowledge_nothing_is_fetched(made, monkeypatch):
+    asked = []
+    inputs = made.fusion.model.inputs(made.text.encoder)
+    find = inputs.knowledge.find
+    monkeypatch.setattr(inputs.knowledge, "find", lambda questions, cfg: asked.append(len(questions)) or find(questions, cfg))
+    with_, without = (reading for _, reading in made.fusion.read(inputs, [(chart(0), True), (chart(0), False)]))
+    assert asked == [1] and with_.evidence and not without.evidence
+    assert with_.note == without.note and with_.vectors.tobytes() == without.vectors.tobytes()
+
+
+def test_damaged_pictures_spoil_no_search_and_all_are_read_at_once(made, run):
+    search = Search(SearchSettings(), place(run.local.parent / "index"), None, None, {})
+    stored, _ = made.image.opened(jpeg(1))
+    asked = []
+    files = {"a": stored, "b": b"damaged"}
+    search.pictures = SimpleNamespace(read=lambda ids: asked.append(list(ids)) or {i: files[i] for i in ids if i in files})
+    drawn = search.thumbnails(["a", "b", "gone"])
+    assert drawn["a"] and drawn["b"] is None and drawn["gone"] is None
+    assert search.thumbnails(["a", "b"])["a"] == drawn["a"]
+    assert asked[0] == ["a", "b", "gone"] and not any(asked[1:])
+
+
+def test_an_upload_has_fewer_pixels_than_a_job_may_read(made):
+    large = np.zeros((8000, 8000), np.uint8)
+    data = cv2.imencode(".jpg", large)[1].tobytes()
+    assert made.image.opened(data).reason == "too_many_pixels"
+    assert decode(data, at_least=518).width == 8000
 
 
 def test_health_is_what_the_model_says_and_not_that_it_is_there(run, made):

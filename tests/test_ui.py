@@ -15,6 +15,7 @@ from serve.messages import Loaded, SearchRequest
 from serve.security import new_key
 from serve.ui import run as start
 from serve.ui.client import Api
+from serve.ui.given import more
 
 UI = Path(start.__file__).parent
 
@@ -122,6 +123,31 @@ def test_own_images_without_any_and_without_a_chart_are_nothing(page, service):
     assert "nothing to look at yet" in page.info[0].value and not service[2].classify.asked
 
 
+def test_another_patient_s_images_do_not_go_with_the_chart_and_the_answer_of_the_last_one(page, service):
+    def put(*seeds: int) -> str:
+        page.file_uploader(key="files").set_value([("x.jpg", jpeg(xray(n)), "image/jpeg") for n in seeds])
+        return html(page.run())
+
+    def age(page: AppTest):
+        (found,) = [one for one in page.number_input if one.label.startswith("Age")]
+        return found
+
+    page.radio(key="source").set_value("Your own images").run()
+    put(0)
+    age(page).set_value(50.0)
+    assert "cx findings" in press(page, "Classify") and chart_of(service[2].classify.asked[-1]) == {"age": 50.0}
+    assert "cx findings" not in put(0, 1) and age(page).value == 50.0, "a further image of the same study"
+    assert "cx findings" in press(page, "Classify") and len(service[2].classify.asked[-1][0]) == 2
+    assert "cx findings" not in put(2) and age(page).value is None
+    press(page, "Classify")
+    assert service[2].classify.asked[-1][1] is None and len(service[2].classify.asked[-1][0]) == 1
+
+
+def test_images_that_come_after_an_answer_are_another_patient_s():
+    assert more([], [b"a"], answered=False) and not more([], [b"a"], answered=True)
+    assert more([b"a"], [b"a", b"b"], answered=True) and not more([b"a", b"b"], [b"b"], answered=False)
+
+
 def test_what_is_out_of_range_is_said(page, service):
     (temperature,) = [one for one in page.number_input if one.label.startswith("Temperature")]
     temperature.set_value(37.0)
@@ -150,7 +176,8 @@ def test_compare_switches_one_thing(service):
     address, key, fusion = service
     page = view("compare", address, key)
     shown = press(page, "Compare")
-    a, b = fusion.classify.asked[-2:]
+    warm, a, b = fusion.classify.asked  # what is new costs more the first time: that is no side's
+    assert chart_of(warm) == chart_of(b)
     assert (chart_of(a), a[-1], b[-1]) == (None, True, True) and chart_of(b) == example("1").chart
     assert "becomes positive" in shown and "▲ +0.50" in shown and shown.count(" ms<") == 2
     page.radio(key="switch").set_value("Knowledge").run()

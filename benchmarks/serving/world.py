@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,22 @@ SHAPES = {  # of ViT/16: what the benchmark of images has, DeiT-small's and DINO
     "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
 TEXT = "st:all-MiniLM-L6-v2"
-WORDS = ("left", "right", "basal", "apical", "small", "large", "mild", "effusion", "edema", "opacity", "nodule", "fracture", "stable", "new")
+WORDS = (
+    "left",
+    "right",
+    "basal",
+    "apical",
+    "small",
+    "large",
+    "mild",
+    "effusion",
+    "edema",
+    "opacity",
+    "nodule",
+    "fracture",
+    "stable",
+    "new",
+)
 
 
 def pictures() -> list[bytes]:
@@ -49,7 +65,8 @@ def make(out: Path, shape: str, rows: int) -> None:
     from trainers.fusion import Fusion, FusionConfig, Sources
 
     torch.manual_seed(0)
-    ViTModel(ViTConfig(num_hidden_layers=12, image_size=224, patch_size=16, **SHAPES[shape])).save_pretrained(out / "vit")
+    of: dict[str, Any] = {"num_hidden_layers": 12, "image_size": 224, "patch_size": 16} | SHAPES[shape]
+    ViTModel(ViTConfig(**of)).save_pretrained(out / "vit")
     image, text = load_image(f"hf:{out}/vit", "cpu"), load_text(TEXT, "cpu")
     about, rng = _about(image) | {"grid": GRID}, np.random.default_rng(0)
     drawn = vectors_of(rows, image.dim, 1)
@@ -86,8 +103,9 @@ def _fixed(vectors: np.ndarray) -> pa.Array:
 
 
 def config(out: Path, port: int, replicas: int) -> Path:
-    """The YAML to serve both by: everything as it comes, but for how many replicas the image encoder has."""
-    args = {"out": str(out), "models": {"fusion": {}, "search": {}}, "image": {"replicas": replicas}, "gateway": {"rate_per_minute": 10**9}}
+    """The YAML to serve both by: everything as it comes but for the image encoder's replicas and the time-outs."""
+    args = {"out": str(out), "models": {"fusion": {}, "search": {}}, "image": {"replicas": replicas, "timeout_s": 60}}
+    args |= {"gateway": {"rate_per_minute": 10**9, "deadline_s": 60}}  # two cores may need 20 s for 64 X-rays
     said = {
         "http_options": {"host": "127.0.0.1", "port": port},
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},

@@ -23,6 +23,8 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {2: 3, 3: 3, 4: 4, 6: 4}  # as OpenCV decodes them, by PNG's colour type
 MAX_CHUNKS = 100_000  # of a PNG; most writers fill one with 8 KB and more
+MAX_SCANS = 100  # of a JPEG
+MAX_PASSED = 2_000_000_000  # pixels in all of a JPEG's scans together: some seconds' work
 _REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 
 
@@ -120,7 +122,8 @@ def _jpeg(data: bytes, limits: Limits, at_least: int | None) -> Picture:
     if marker not in (0xC0, 0xC1, 0xC2) or precision != 8:  # lossless, arithmetic, hierarchical, JPEG-LS, 12 bits
         raise RowError("unsupported_jpeg")
     # Each scan is a pass over all pixels, and progressive encoders write about ten. A grey baseline JPEG has just one.
-    if (marker, components) != (0xC0, 1) and data.count(b"\xff\xda") > 100:
+    scans = data.count(b"\xff\xda") if (marker, components) != (0xC0, 1) else 1
+    if scans > MAX_SCANS or scans * width * height > MAX_PASSED:
         raise RowError("corrupt", "too many scans")
 
     # EXIF orientation is honoured, because whoever uploaded or labelled such a picture saw it turned. Where there may

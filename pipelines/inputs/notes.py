@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from contracts.chart import Chart, Diagnosis, Lab, Medicine, Vitals
 from contracts.config import Config
@@ -27,6 +27,7 @@ NOTE_SEGMENTS = ("presentation", "indication", "vitals", "medicines", "labs", "h
 RAW_SEGMENT = "triage"
 UNKNOWN = "Nothing is known of this patient before the study."
 CACHED = 1 << 16  # distinct entries of a kind that are kept written out: MIMIC-IV-ED has some 60,000 complaints
+ENTRY = 200  # characters; a longer one is prose, which nobody writes twice, and is not kept
 TOGETHER = 4  # names in one part: enough to read as a sentence, few enough that cutting parts is fine-grained
 
 # The five levels of the Emergency Severity Index, by their usual names.
@@ -87,21 +88,23 @@ LAB_TESTS = {
 _LAB_ORDER = {name: i for i, name in enumerate(LAB_TESTS)}
 
 Cleaned: TypeAlias = tuple[str, dict[str, int]]
+T = TypeVar("T")
 
 
 class NoteWriter:
     """Writes notes; keeps each distinct entry cleaned and written out, because a million charts share a few thousand medicines."""
 
-    def __init__(self, cfg: NoteConfig) -> None:
+    def __init__(self, cfg: NoteConfig, cached: int = CACHED) -> None:
+        """cached: as CACHED."""
         self.cfg = cfg
         clean = LeakageFilter(cfg.leakage).clean
 
         def twice(write: Callable[[str], str]) -> Callable[[str], Cleaned]:
-            return lru_cache(CACHED)(lambda text: _clean_twice(clean, write, text))
+            return _kept(lambda text: _clean_twice(clean, write, text), cached)
 
         self._written, self._medicine, self._diagnosis = twice(expand), twice(wording.medicine), twice(wording.diagnosis)
         self._lab, self._indication, self._code = twice(_lab_label), twice(wording.indication), twice(str)
-        self._complaint = lru_cache(CACHED)(wording.complaint)
+        self._complaint = _kept(wording.complaint, cached)
 
     def __call__(self, charts: Sequence[Chart]) -> list[Note]:
         return [self._note(chart) for chart in charts]
@@ -209,6 +212,12 @@ def write_notes(charts: Sequence[Chart], cfg: NoteConfig) -> list[Note]:
 @lru_cache(4)
 def _writer(settings: str) -> NoteWriter:
     return NoteWriter(NoteConfig.model_validate_json(settings))
+
+
+def _kept(write: Callable[[str], T], most: int) -> Callable[[str], T]:
+    """`write`, which remembers so many entries."""
+    known = lru_cache(most)(write)
+    return lambda text: known(text) if len(text) <= ENTRY else write(text)
 
 
 def _clean_twice(clean: Callable[[str], Cleaned], write: Callable[[str], str], text: str) -> Cleaned:

@@ -6,9 +6,10 @@
 A chart becomes a short narrative in segments; each segment is embedded by itself and asks the knowledge base for passages.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -55,32 +56,46 @@ class Inputs:
         self.cfg, self.encoder, self.knowledge = cfg, encoder, knowledge
         self.write = NoteWriter(cfg.notes)
 
-    def __call__(self, charts: Sequence[Chart], groups: Sequence[str | None] | None = None) -> list[Reading]:
-        """groups: the charts' patients, so that none is shown a report of their own; a served chart has none."""
-        fitted = self._fit(self.write(charts))
-        texts = [s.text for note, _, _ in fitted for s in note.segments]
-        vectors = self.encoder(texts).embedding  # each distinct text once
-        ends = list(accumulate(len(note.segments) for note, _, _ in fitted))
-        of = [vectors[end - len(note.segments) : end] for end, (note, _, _) in zip(ends, fitted, strict=True)]
-        evidence = self._retrieve([note for note, _, _ in fitted], of, groups or [None] * len(charts))
+    def __call__(
+        self, charts: Sequence[Chart], groups: Sequence[str | None] | None = None, asking: Sequence[bool] | None = None
+    ) -> list[Reading]:
+        """groups: the charts' patients, so that none is shown a report of their own; a served chart has none.
+        asking: which of the charts fetch passages, of which knowledge there is; None: all."""
+        notes = self.write(charts)
+        read = self._read({s.text for note in notes for s in note.segments})  # each distinct text once, and most of them stay as they are
+        fitted = self._fit(notes, {text: tokens for text, (_, tokens) in read.items()})
+        read |= self._read({s.text for note, _, _ in fitted for s in note.segments} - read.keys())
+        none = np.zeros((0, self.encoder.dim), np.float32)
+        of = [np.stack([read[s.text][0] for s in note.segments]) if note.segments else none for note, _, _ in fitted]
+        evidence = self._retrieve([note for note, _, _ in fitted], of, groups or [None] * len(charts), asking or [True] * len(charts))
         return [Reading(note, v, e, tokens, cut) for (note, tokens, cut), v, e in zip(fitted, of, evidence, strict=True)]
 
-    def _retrieve(self, notes: list[Note], vectors: list[np.ndarray], groups: Sequence[str | None]) -> list[list[Evidence]]:
+    def _read(self, texts: set[str]) -> dict[str, tuple[np.ndarray, int]]:
+        """Of each its vector and its tokens."""
+        ordered = sorted(texts)
+        out = self.encoder(ordered)
+        return dict(zip(ordered, zip(out.embedding, out.tokens.tolist(), strict=True), strict=True))
+
+    def _retrieve(
+        self, notes: list[Note], vectors: list[np.ndarray], groups: Sequence[str | None], asking: Sequence[bool]
+    ) -> list[list[Evidence]]:
         """Only the narrative asks: what the filter took out must not come back as a passage about it."""
         if self.knowledge is None:
             return [[] for _ in notes]
         questions = [
             Question(group, [(s.name, s.text, v) for s, v in zip(note.segments, own, strict=True) if s.kind == "note"])
-            for note, own, group in zip(notes, vectors, groups, strict=True)
+            for note, own, group, asks in zip(notes, vectors, groups, asking, strict=True)
+            if asks
         ]
-        return self.knowledge.find(questions, self.cfg.retrieval)
+        found = iter(self.knowledge.find(questions, self.cfg.retrieval) if questions else [])
+        return [list(next(found)) if asks else [] for asks in asking]
 
-    def _fit(self, notes: list[Note]) -> list[tuple[Note, int, int]]:
+    def _fit(self, notes: list[Note], counted: Mapping[str, int]) -> list[tuple[Note, int, int]]:
         """(note, its tokens, tokens cut): no segment longer than the encoder reads, the whole no longer than asked for.
 
         Segments stand in order of priority, and in each the weightier parts first: what is cut is the end of the last.
+        counted: tokens by text.
         """
-        counted = self._count({s.text for note in notes for s in note.segments})
         context = self.encoder.context or None
         fitted = []
         for note in notes:
@@ -101,11 +116,10 @@ class Inputs:
         """The segment without as many of its last parts as it takes, and its tokens."""
         if room is None or tokens <= room:
             return segment, tokens
-        starts = [replace(segment, parts=segment.parts[:n]) for n in range(1, len(segment.parts))]
-        sizes = self.encoder.count_tokens([s.text for s in starts]) if starts else np.zeros(0, np.int64)
-        fit = int((sizes <= room).sum())  # more parts are never fewer tokens
-        return (starts[fit - 1], int(sizes[fit - 1])) if fit else (replace(segment, parts=()), 0)
 
-    def _count(self, texts: set[str]) -> dict[str, int]:
-        ordered = sorted(texts)
-        return dict(zip(ordered, self.encoder.count_tokens(ordered).tolist(), strict=True)) if ordered else {}
+        @cache
+        def size(parts: int) -> int:
+            return int(self.encoder.count_tokens([replace(segment, parts=segment.parts[:parts]).text])[0])
+
+        fit = bisect_right(range(1, len(segment.parts)), room, key=size)  # more parts are never fewer tokens
+        return replace(segment, parts=segment.parts[:fit]), size(fit) if fit else 0

@@ -4,8 +4,8 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +14,12 @@ from ray import serve
 from contracts.errors import CxrayError, RowError
 from contracts.runs import read_run
 from contracts.storage import Place
+from serve.backends import by_value
 from serve.deployments.image import ImageSource
 from serve.deployments.text import RemoteText, TextSource
 from serve.messages import Classified, Encoded, Evidence, Finding, Loaded, PassageRead, SegmentRead
 from serve.settings import Batched
-from serve.worker import Worker
+from serve.worker import Worker, answer, together
 
 if TYPE_CHECKING:
     from contracts.chart import Chart
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from serve.app import Graph
     from trainers.predictor import Part, Prediction
 
-Known = "tuple[Chart | None, Reading | None]"
+KEPT = 1 << 12  # entries of a kind that are kept written out: in training they are many more, but here they are words of patients
 
 
 class Settings(Batched):
@@ -58,7 +59,7 @@ class Fusion:
         from trainers.predictor import Model
 
         one_thread_on_cpu()
-        self.run, self.judged, self.image, self.text = run, judged, image, text
+        self.run, self.judged, self.image, self.text = run, judged, by_value(image), by_value(text)
         self.model = Model(run)
         self._read: Any = None
         self._reader, self._network = Worker(settings.timeout_s), Worker(settings.timeout_s)
@@ -79,18 +80,16 @@ class Fusion:
         if "image" not in self.model.shown:
             images = []
         elif self.image is not None:
-            seen = await asyncio.gather(*(self.image.encode_stored.remote(one.stored) for one in images))
+            seen = await together(answer(self.image.encode_stored.remote(one.stored)) for one in images)
             if wrong := next((one for one in seen if isinstance(one, RowError)), None):
                 return wrong
-            images = list(seen)
-        known = await self._known(chart)
+            images = seen
+        known = await self._known(chart, knowledge)
         if isinstance(known, RowError):
             return known
         repaired, reading = known
         if not images and repaired is None:
             return RowError("nothing_to_read", f"the model reads {', '.join(self.model.shown)}")
-        if reading is not None and not knowledge:
-            reading = replace(reading, evidence=())
         parts = self.parts(images, repaired, reading)
         await self._network.free()
         said = await self._said((parts, evidence or overlay))
@@ -102,7 +101,9 @@ class Fusion:
 
     async def check_health(self) -> None:
         await self._inputs()  # Ray asks once before a replica is given any requests: it is ready then
-        if not np.allclose(await self._network.run(self._answer), self._healthy, atol=1e-3):
+        await self._reader.probe(bool)  # reading a chart would ask the text encoder, which is asked after its own health
+        said = await self._network.probe(self._answer)
+        if said is not None and not np.allclose(said, self._healthy, atol=1e-3):
             raise RuntimeError("the network does not say any more what it said at its start")
 
     def parts(self, images: Sequence[Encoded], chart: "Chart | None", reading: "Reading | None") -> "list[Part]":
@@ -116,33 +117,38 @@ class Fusion:
         said = iter(self.model.say([part for parts, _ in studies for part in parts], any(wanted for _, wanted in studies)))
         return [[next(said) for _ in parts] for parts, _ in studies]
 
-    def read(self, inputs: Any, charts: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """(repaired chart, its reading) of each, or why it cannot be read."""
+    def read(self, inputs: Any, charts: Sequence[tuple[Mapping[str, Any], bool]]) -> list[Any]:
+        """(repaired chart, its reading) of each, or why it cannot be read. charts: each with whether it fetches passages."""
         found: list[Any] = []
-        for given in charts:
+        for given, _ in charts:
             try:
                 found.append(self.model.chart(given))
             except RowError as error:
                 found.append(error)
-        good = [chart for chart in found if chart is not None and not isinstance(chart, RowError)]
-        readings = iter(inputs(good) if inputs is not None and good else [None] * len(good))
+        good = [(one, asks) for one, (_, asks) in zip(found, charts, strict=True) if one is not None and not isinstance(one, RowError)]
+        readings: Iterator[Any] = repeat(None)
+        if inputs is not None and good:
+            readings = iter(inputs([one for one, _ in good], asking=[asks for _, asks in good]))
         return [one if isinstance(one, RowError) else (one, next(readings) if one is not None else None) for one in found]
 
-    async def _known(self, chart: Mapping[str, Any] | None) -> Any:
+    async def _known(self, chart: Mapping[str, Any] | None, knowledge: bool) -> Any:
         if chart is None:
             return None, None
         await self._reader.free()
-        return await self._readings(chart)
+        return await self._readings((chart, knowledge))
 
     async def _inputs(self) -> Any:
         """What reads charts; None for a network that reads no text."""
+        from pipelines.inputs.notes import NoteWriter
+
         if self._read is None and self.text is not None:
-            about = await self.text.about.remote()
-            self._read = self.model.inputs(RemoteText(self.text, about, asyncio.get_running_loop()))
+            about, timeout_s = await self.text.about.remote(), self._reader.timeout_s
+            self._read = self.model.inputs(RemoteText(self.text, about, asyncio.get_running_loop(), timeout_s))
+            self._read.write = NoteWriter(self._read.cfg.notes, KEPT)
         return self._read
 
     @serve.batch
-    async def _readings(self, charts: list[Mapping[str, Any]]) -> list[Any]:
+    async def _readings(self, charts: list[tuple[Mapping[str, Any], bool]]) -> list[Any]:
         return await self._reader.run(self.read, await self._inputs(), charts)
 
     @serve.batch

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pipelines.images.dicom import Preset
 
 DECODERS = 2  # threads; OpenCV lets others run while it decodes, and the encoder has a thread of its own
+# Of an upload, as Limits.max_pixels: a large detector's 4,300 x 4,300, three times over for a PNG in colours. A job may take its time for
+# more; here others wait.
+MAX_PIXELS = 60_000_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class ImageEncoder:
         self._batched.set_max_batch_size(settings.batch)
         self._batched.set_batch_wait_timeout_s(settings.wait_s)
         self._fixed = np.random.default_rng(0).integers(0, 255, (1, 518, 518), np.uint8)
+        self._stored = cv2.imencode(".jpg", self._fixed[0])[1].tobytes()
         self._said = self.rows(self._fixed)[0]["embedding"]
 
     async def encode(self, data: bytes) -> Encoded | RowError:
@@ -72,17 +76,19 @@ class ImageEncoder:
         return {"name": about["name"], "fingerprint": self.encoder.fingerprint, "dim": self.encoder.dim}
 
     async def check_health(self) -> None:
-        (row,) = await self._worker.run(self.rows, self._fixed)
-        if not np.allclose(row["embedding"], self._said, atol=1e-3):
+        if isinstance(await self._decoders.probe(_opened, self._stored), RowError):
+            raise RuntimeError("the decoder does not read any more what it has written")
+        rows = await self._worker.probe(self.rows, self._fixed)
+        if rows is not None and not np.allclose(rows[0]["embedding"], self._said, atol=1e-3):
             raise RuntimeError("the image encoder does not say any more what it said at its start")
 
     def opened(self, data: bytes) -> tuple[bytes, np.ndarray] | RowError:
         """The JPEG as stored, and what is in it, uint8 [518, 518]."""
-        from pipelines.images.decode import decode
+        from pipelines.images.decode import Limits, decode
         from pipelines.images.stored import SIDE, to_stored
 
         try:
-            return _opened(to_stored(decode(data, preset=self.source.dicom, at_least=SIDE)).jpeg)
+            return _opened(to_stored(decode(data, preset=self.source.dicom, limits=Limits(max_pixels=MAX_PIXELS), at_least=SIDE)).jpeg)
         except RowError as error:
             return error
 

@@ -1,7 +1,8 @@
 """A search index: words, an encoded image, or both -> the studies most like them."""
 
 import base64
-from functools import lru_cache
+import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,12 +10,13 @@ import numpy as np
 from contracts.dataset import open_dataset
 from contracts.errors import CxrayError, RowError
 from contracts.storage import Place
+from serve.backends import by_value
 from serve.deployments.image import ImageSource
 from serve.deployments.text import TextSource
 from serve.messages import Encoded, Loaded, Match, Question
 from serve.pictures import Pictures
 from serve.settings import Scale
-from serve.worker import Worker
+from serve.worker import Worker, answer
 
 if TYPE_CHECKING:
     from serve.app import Graph
@@ -49,15 +51,17 @@ class Search:
         the encoder for them; all handles. images: where the stored pictures lie."""
         from pipelines.search.ask import Index
 
-        self.run, self.image, self.texts, self.index = run, image, texts, Index(run)
+        self.run, self.image, self.index = run, by_value(image), Index(run)
+        self.texts = {by: by_value(text) for by, text in texts.items()}
         self.pictures = Pictures(open_dataset(images, "images")) if images else None
         self._worker = Worker(settings.timeout_s, THREADS)
-        self._thumbnail, self._loaded = lru_cache(KEPT)(self._drawn), self._card()
+        self._drawn: dict[str, str | None] = {}
+        self._drawing, self._loaded = threading.Lock(), self._card()
 
     async def search(self, question: Question) -> list[Match] | RowError:
         image = question.image
         if image is not None and self.image is not None:
-            image = await self.image.encode_stored.remote(image.stored)
+            image = await answer(self.image.encode_stored.remote(image.stored))
             if isinstance(image, RowError):
                 return image
         text = None
@@ -66,14 +70,14 @@ class Search:
                 by = self.index.words_by(question.via)
             except CxrayError as error:
                 return self._refused(error)
-            text = (await self.texts[by].encode.remote([question.text])).embedding
+            text = (await answer(self.texts[by].encode.remote([question.text]))).embedding
         return await self._worker.run(self.find, question, text, image)
 
     async def about(self) -> Loaded:
         return self._loaded
 
     async def check_health(self) -> None:
-        if len(self.index.images) and not await self._worker.run(self._itself):
+        if len(self.index.images) and await self._worker.probe(self._itself) is False:
             raise RuntimeError("the index does not find any more what lies in it")
 
     def find(self, question: Question, text: np.ndarray | None, image: Encoded | None) -> list[Match] | RowError:
@@ -83,13 +87,29 @@ class Search:
             answers = self.index.search(text, vector, question.via, question.where, question.k)
         except CxrayError as error:
             return self._refused(error)
+        pictures = self.thumbnails([a.row_id for a in answers]) if question.pictures else {}
         return [
             Match(
                 study_id=a.study_id, split=a.split, view=a.view or "", score=a.score, labels=a.labels, impression=a.impression,
-                picture=self._thumbnail(a.row_id) if question.pictures else None,
+                picture=pictures.get(a.row_id),
             )
             for a in answers
         ]  # fmt: skip
+
+    def thumbnails(self, row_ids: Sequence[str]) -> dict[str, str | None]:
+        """base64 JPEGs; None of a picture that is not there, or is damaged."""
+        if self.pictures is None:
+            return {}
+        with self._drawing:
+            drawn = {row_id: self._drawn[row_id] for row_id in row_ids if row_id in self._drawn}
+        missing = [row_id for row_id in row_ids if row_id not in drawn]
+        stored = self.pictures.read(missing)
+        new = {row_id: _thumbnail(stored[row_id]) if row_id in stored else None for row_id in missing}
+        with self._drawing:
+            self._drawn |= new
+            for row_id in list(self._drawn)[:-KEPT]:
+                del self._drawn[row_id]
+        return drawn | new
 
     def _itself(self) -> bool:
         """Whether an image's own vector finds an image just like it."""
@@ -117,13 +137,14 @@ class Search:
     def _refused(self, error: CxrayError) -> RowError:
         return RowError("bad_question", str(error).removeprefix(f"{self.run}: "))
 
-    def _drawn(self, row_id: str) -> str | None:
-        import cv2
 
-        from pipelines.images.stored import from_stored
+def _thumbnail(stored: bytes) -> str | None:
+    import cv2
 
-        stored = self.pictures.read([row_id]).get(row_id) if self.pictures else None
-        if stored is None:
-            return None
+    from pipelines.images.stored import from_stored
+
+    try:
         small = cv2.resize(from_stored(stored), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-        return base64.b64encode(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()).decode()
+    except RowError:
+        return None
+    return base64.b64encode(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()).decode()

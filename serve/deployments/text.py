@@ -11,7 +11,9 @@ from ray import serve
 from contracts.errors import CxrayError
 from models.encoders.base import TextEncoder, TextOutput
 from serve.settings import Batched
-from serve.worker import Worker
+from serve.worker import Worker, answer
+
+TEXTS = 8  # that count as one request, so that a batch is as much work whether its requests have one text or many
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class TextSource:
         if self.fingerprint not in (None, encoder.fingerprint):
             raise CxrayError(f"`{self.name}` has other weights now than when the model or index was made; put those back, or make it again")
         return encoder
+
+
+def size(requests: Sequence[list[str]]) -> int:
+    """Of a batch, in requests. One by itself is always 1: Ray Serve refuses what would fill more than a batch."""
+    return max(len(requests), -(-sum(map(len, requests)) // TEXTS)) if len(requests) > 1 else 1
 
 
 class TextDeployment:
@@ -57,8 +64,8 @@ class TextDeployment:
         return {"name": e.name, "fingerprint": e.fingerprint, "dim": e.dim, "context": e.context, "joint": e.joint}
 
     async def check_health(self) -> None:
-        said = (await self._worker.run(self.encoder, ["health"])).embedding
-        if not np.allclose(said, self._said, atol=1e-3):
+        said = await self._worker.probe(self.encoder, ["health"])
+        if said is not None and not np.allclose(said.embedding, self._said, atol=1e-3):
             raise RuntimeError("the text encoder does not say any more what it said at its start")
 
     def together(self, requests: Sequence[list[str]]) -> list[TextOutput]:
@@ -68,7 +75,7 @@ class TextDeployment:
         parts = [(end - len(texts), end) for end, texts in zip(ends, requests, strict=True)]
         return [TextOutput(out.embedding[a:b], out.tokens[a:b], out.truncated[a:b]) for a, b in parts]
 
-    @serve.batch
+    @serve.batch(batch_size_fn=size)
     async def _batched(self, requests: list[list[str]]) -> list[TextOutput]:
         return await self._worker.run(self.together, requests)
 
@@ -76,26 +83,21 @@ class TextDeployment:
 class RemoteText(TextEncoder):
     """A text encoder that computes elsewhere, for code that is given one: called in a thread, it asks through the replica's event loop.
 
-    Notes are counted first and encoded then, most of them unchanged: their vectors come with the count, and are kept until they are asked
-    for, so that a batch goes there and back once.
+    Raises TimeoutError where there is no answer within `timeout_s`.
     """
 
-    def __init__(self, handle: Any, about: dict[str, Any], loop: asyncio.AbstractEventLoop) -> None:
-        self.handle, self.loop = handle, loop
+    def __init__(self, handle: Any, about: dict[str, Any], loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        self.handle, self.loop, self.timeout_s = handle, loop, timeout_s
         self.name, self.fingerprint, self.dim = about["name"], about["fingerprint"], about["dim"]
         self.context, self.joint, self.token_dim = about["context"], about["joint"], 0
-        self._kept: dict[str, tuple[np.ndarray, int]] = {}
 
     def __call__(self, texts: list[str]) -> TextOutput:
-        kept = self._kept if all(text in self._kept for text in texts) else self._kept | self._ask(set(texts) - self._kept.keys())
-        self._kept = {}
-        embedding = np.stack([kept[text][0] for text in texts]) if texts else np.zeros((0, self.dim), np.float32)
-        tokens = np.array([kept[text][1] for text in texts], np.int64)
-        return TextOutput(embedding, tokens, tokens > self.context if self.context else np.zeros(len(texts), bool))
+        if not texts:
+            return TextOutput(np.zeros((0, self.dim), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+        return self._ask(self.handle.encode, texts)
 
     def count_tokens(self, texts: list[str]) -> np.ndarray:
-        self._kept |= self._ask(set(texts) - self._kept.keys())
-        return np.array([self._kept[text][1] for text in texts], np.int64)
+        return self._ask(self.handle.count, texts) if texts else np.zeros(0, np.int64)
 
     def embed(self, texts: list[str]) -> np.ndarray:
         return self(texts).embedding
@@ -103,12 +105,13 @@ class RemoteText(TextEncoder):
     def embed_tokens(self, texts: list[str]) -> list[np.ndarray]:
         raise CxrayError("token states are not sent between processes")
 
-    def _ask(self, texts: set[str]) -> dict[str, tuple[np.ndarray, int]]:
-        if not texts:
-            return {}
-        ordered = sorted(texts)
-        out = asyncio.run_coroutine_threadsafe(self._answer(ordered), self.loop).result()
-        return {text: (vector, int(tokens)) for text, vector, tokens in zip(ordered, out.embedding, out.tokens, strict=True)}
+    def _ask(self, method: Any, texts: list[str]) -> Any:
+        async def asked() -> Any:
+            return await answer(method.remote(texts))
 
-    async def _answer(self, texts: list[str]) -> TextOutput:
-        return await self.handle.encode.remote(texts)
+        job = asyncio.run_coroutine_threadsafe(asked(), self.loop)
+        try:
+            return job.result(self.timeout_s)
+        except TimeoutError:
+            job.cancel()
+            raise

@@ -1,8 +1,5 @@
 """What is loaded, and how the service is."""
 
-import asyncio
-from typing import Any
-
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -12,10 +9,9 @@ from serve.messages import Loaded, Models
 from serve.problems import Problem, documented
 from serve.routes import answer, backends
 from serve.security import admitted
+from serve.worker import together
 
 router = APIRouter(tags=["service"])
-
-READY_WITHIN = 5.0  # seconds
 
 
 class Health(BaseModel):
@@ -30,8 +26,9 @@ class Health(BaseModel):
     dependencies=[Depends(admitted)],
 )
 async def models(request: Request) -> Response:
-    said = await _about(request)
-    return answer(Models(models=[about for about in said.values() if isinstance(about, Loaded)]))
+    asked = backends(request)
+    said = await together(asked.ask(name, "about") for name in asked)
+    return answer(Models(models=[about for about in said if isinstance(about, Loaded)]))
 
 
 @router.get("/healthz", summary="Whether the gateway is up", response_model=Health, responses=documented(500))
@@ -42,12 +39,9 @@ async def healthz() -> Response:
 
 @router.get("/readyz", summary="Whether all models answer", response_model=Health, responses=documented(500, 503, 504))
 async def readyz(request: Request) -> Response:
-    """Needs no key."""
-    try:
-        async with asyncio.timeout(READY_WITHIN):
-            await _about(request)
-    except (Problem, TimeoutError):
-        raise Problem(503, "not_ready", "a model does not answer yet", retry_after=1) from None
+    """Needs no key. A service that is merely full is ready: it turns away what is too much for it."""
+    if not await request.app.state.ready.now():
+        raise Problem(503, "not_ready", "a model does not answer yet", retry_after=1)
     return JSONResponse({"status": "ready"})
 
 
@@ -63,9 +57,3 @@ async def metrics(request: Request) -> Response:
     Of one replica of the gateway; where there are several, each has its own counts.
     """
     return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _about(request: Request) -> dict[str, Any]:
-    """What each deployment says of itself. Raises Problem where one does not answer."""
-    asked = backends(request)
-    return dict(zip(asked, await asyncio.gather(*(asked.ask(name, "about") for name in asked)), strict=True))

@@ -90,7 +90,14 @@ def _uploaded() -> list[bytes]:
     """Uploads are held by the visitor's session, in memory, because the widget forgets them when another view is opened."""
 
     def take() -> None:
-        st.session_state["uploaded"] = [file.getvalue() for file in st.session_state["files"]]
+        state = st.session_state
+        before, now = state.get("uploaded", []), [file.getvalue() for file in state["files"]]
+        state["uploaded"] = now
+        if now == before:
+            return
+        answered = [state.pop(name) for name in ("said", "pair") if name in state]
+        if not more(before, now, bool(answered)):
+            state.pop("filled", None)  # so that the form is emptied
 
     files = st.file_uploader(
         "Images of one study: JPEG, PNG or DICOM", accept_multiple_files=True, key="files", on_change=take, help="Kept in memory only."
@@ -99,6 +106,14 @@ def _uploaded() -> list[bytes]:
     if images and not files:
         st.caption(f"Still held: {len(images)} image{'s' if len(images) > 1 else ''} of before. Choose others to replace them.")
     return images
+
+
+def more(before: list[bytes], now: list[bytes], answered: bool) -> bool:
+    """Whether these are further images of the same study, whose chart stays; with another study's it would be a stranger's.
+
+    Where there were none, a chart with which nothing was asked yet is taken for theirs.
+    """
+    return all(image in now for image in before) if before else not answered
 
 
 def _fill(title: str, base: Mapping[str, Any]) -> None:

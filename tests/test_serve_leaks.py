@@ -1,0 +1,119 @@
+"""What clients send - names, words of notes, ids, keys - stands in no log, metric or answer of the service, whatever became of the request.
+
+The folder of Ray's logs is that of the whole session: what other tests of serving wrote there is scanned too.
+"""
+
+# ruff: noqa: F811 - fixtures that come from another file are arguments here
+
+import base64
+import json
+from pathlib import Path
+
+import httpx2
+import planted
+import pytest
+from served import config, run, settings  # noqa: F401 - a fixture among them
+from test_predict import chart, jpeg, out  # noqa: F401 - a fixture among them
+
+from serve import app
+from serve import run as command
+from serve.security import new_key
+
+TOLD = {"age": 50, "chief_complaint": planted.NOTE, "medicines": [{"name": planted.MEDICINE, "hours": -1.0}]}
+EXIF = jpeg(0)[:2] + b"\xff\xfe\x00\x30" + planted.PATIENT.encode().ljust(46, b".") + jpeg(0)[2:]  # a JPEG with a comment
+
+
+def told(words: dict | str) -> tuple:
+    return ("chart", (None, words if isinstance(words, str) else json.dumps(words)))
+
+
+def requests(api: httpx2.Client) -> list[httpx2.Response]:
+    """Good ones, and bad ones of each kind, all with planted words in them wherever words can be."""
+    image = ("image", (planted.FILE, EXIF))
+    ids = {"X-Request-ID": planted.PATIENT.replace(" ", "-"), "User-Agent": planted.PATIENT, "Referer": f"http://{planted.STUDY}/"}
+    classify, where = "/v1/classify", {"study": planted.STUDY, "name": planted.PATIENT}
+    said = [
+        api.post(classify, files=[image, told(TOLD)], params=where, headers=ids),
+        api.post(classify, files=[image, told(TOLD)], params={"overlay": planted.NOTE}),
+        api.post(classify, files=[image, told({"age": planted.PATIENT})]),
+        api.post(classify, files=[image, told({"age": 50, planted.MEDICINE: 1})]),
+        api.post(classify, files=[image, told({"age": 50, "medicines": [{"name": planted.MEDICINE, "hours": planted.NOTE}]})]),
+        api.post(classify, files=[image, told("{" + planted.NOTE)]),
+        api.post(classify, files=[("image", (planted.FILE, EXIF[: len(EXIF) // 2]))]),
+        api.post(classify, files=[("image", (planted.FILE, planted.NOTE.encode()))]),
+        api.post(classify, files=[(planted.FILE, (planted.FILE, EXIF))]),
+        api.post(classify, content=planted.NOTE.encode(), headers={"Content-Type": f"text/{planted.MEDICINE}"}),
+        api.post(classify, content=b"\0" * 128 + b"DICM" + planted.PATIENT.encode(), headers={"Content-Type": "application/dicom"}),
+        api.post("/v1/embed", json={"texts": [planted.NOTE]}),
+        api.post("/v1/embed", json={"images": [planted.NOTE]}),
+        api.post("/v1/embed", json={"images": [base64.b64encode(planted.PATIENT.encode()).decode()]}),
+        api.post("/v1/embed", json={planted.MEDICINE: planted.NOTE}),
+        api.post("/v1/search", json={"text": planted.NOTE}),
+        api.post("/v1/search", json={"text": planted.NOTE, "filter": {"view": [planted.PATIENT], "findings": {planted.STUDY: 1}}}),
+        api.post("/v1/search", json={"image": base64.b64encode(EXIF).decode(), "filter": {"view": [planted.PATIENT]}}),
+        api.get(f"/v1/examples/{planted.STUDY}", params=where),
+        api.get(f"/{planted.FILE}", params=where),
+        api.request("QUISTORP", classify),
+        api.delete(classify, params=where),
+        api.get("/v1/models", headers={"X-API-Key": planted.WRONG_KEY}),
+        api.get("/v1/models", headers={"X-API-Key": "", "Authorization": f"Bearer {planted.WRONG_KEY}"}),
+        api.get("/v1/models", headers={"X-API-Key": "", "Authorization": f"Basic {planted.WRONG_KEY}"}),
+        api.post(classify, files=[image, told(json.dumps({"chief_complaint": planted.NOTE * 40_000}))]),
+    ]
+    return [*said, api.get("/metrics"), api.get("/openapi.json"), api.get("/readyz")]
+
+
+def logs() -> dict[str, bytes]:
+    """All files of this session's logs."""
+    import ray
+
+    folder = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def asked(local_ray, out, run):
+    """(all answers, keys) of a service that lets all in, of one that refuses by its rate, and of one that has no time."""
+    from ray import serve
+
+    answers, key, args = [], new_key(out / "keys.json", "leaks"), settings(out)
+    served = command.read(config(out / "leaks.yaml", args))
+    for gateway in ({}, {"rate_per_minute": 1}, {"deadline_s": 0.001}):
+        command.start(app.app(args | {"gateway": args["gateway"] | gateway}), served)
+        with httpx2.Client(base_url=served.address, headers={"X-API-Key": key}, timeout=60) as api:
+            answers += requests(api)
+    yield answers, (key,)
+    serve.shutdown()
+
+
+def test_requests_of_every_fate_were_made(asked):
+    assert {a.status_code for a in asked[0]} >= {200, 401, 404, 405, 413, 415, 422, 429, 504}
+
+
+def test_no_answer_repeats_what_was_sent(asked):
+    answers, keys = asked
+    for answer in answers:
+        told = answer.content + repr(answer.headers.raw).encode()
+        assert not planted.leaked(told, (*keys, planted.WRONG_KEY)), f"{answer.status_code} of {answer.request.method}: {told[:300]}"
+
+
+def test_no_log_of_the_session_holds_what_was_sent(asked):
+    found = logs()
+    assert any(b"key=leaks" in text for name, text in found.items() if "gateway" in name)  # the access log is among them
+    keys = (*asked[1], planted.WRONG_KEY)
+    assert {name: words for name, text in found.items() if (words := planted.leaked(text, keys))} == {}
+
+
+def test_no_metric_holds_what_was_sent(asked):
+    """The gateway's own are among the answers; these are Ray's, of Ray Serve's proxy and replicas too."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    text = b"".join(httpx2.get(f"http://{n['NodeManagerAddress']}:{n['MetricsExportPort']}/metrics").content for n in nodes)
+    assert b"serve" in text
+    assert not planted.leaked(text, asked[1])
+
+
+def test_the_scan_finds_what_is_there():
+    assert planted.leaked(f"... {planted.PATIENT.upper()} ...".encode()) == ["zebulonia", "quistorp", "vraxley"]
+    assert planted.leaked(b"abc secret", ("secret",)) == ["secret"] and not planted.leaked(b"chest x-ray")
