@@ -314,4 +314,4 @@ def test_the_whole_way_finds_the_planted_knowledge_and_no_gain_in_another_patien
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["knowledge_gain_low"] > 0 >= figures["shuffled_gain_low"]
     page = (tmp_path / "ablation/report.html").read_text()
-    assert "image + note + knowledge: helps" in page and "image + note + shuffled knowledge: no difference shown" in page
+    assert "image + note + knowledge helps:" in page and "image + note + shuffled knowledge is not shown to help:" in page
