@@ -32,7 +32,7 @@ from contracts.runs import record
 from contracts.schema import KEYS, REJECTION, Schema
 from contracts.storage import PASSING, Place, StorageOptions, meaning, place
 from pipelines import speed
-from pipelines.ledger import Lease, Progress, forget_passing_rejects, heal, ids_hash, list_files
+from pipelines.ledger import Lease, Progress, drop_repeated, forget_passing_rejects, heal, ids_hash, list_files
 
 KEY_NAMES = [f.name for f in KEYS]
 
@@ -221,10 +221,10 @@ class Job:
         return summary
 
     def _finish(self, new: int, about: dict[str, Any]) -> tuple[Dataset, Summary]:
-        files = list_files(self.out / "data")
-        done = Dataset(self.out, {"files": [{**f, "path": f"data/{f['path']}"} for f in files]})
-        reasons = done.table(["row_id", "reason"], outcome="reject")
-        ids = pa.chunked_array([*done.table(["row_id"])["row_id"].chunks, *reasons["row_id"].chunks], pa.string())
+        done, reasons, ids = self._written()
+        if pc.count_distinct(ids).as_py() != len(ids):
+            drop_repeated(self.out)
+            done, reasons, ids = self._written()
         distinct = pc.count_distinct(ids).as_py()
         lost = pc.sum(pc.invert(pc.is_in(self._ids, value_set=ids))).as_py() or 0
         if distinct != len(ids) or lost:
@@ -244,8 +244,15 @@ class Job:
             rejects=dict(Counter(reasons["reason"].to_pylist())),
             new=new,
             seconds=time.monotonic() - self._started,
-            bytes_on_disk=sum(f["bytes"] for f in files if f["outcome"] == "row"),
+            bytes_on_disk=sum(f["bytes"] for f in done.manifest["files"] if f["outcome"] == "row"),
         )
+
+    def _written(self) -> tuple[Dataset, pa.Table, pa.ChunkedArray]:
+        """All that lies in the folder, the rejects with their reasons, and the ids of both."""
+        files = list_files(self.out / "data")
+        done = Dataset(self.out, {"files": [{**f, "path": f"data/{f['path']}"} for f in files]})
+        reasons = done.table(["row_id", "reason"], outcome="reject")
+        return done, reasons, pa.chunked_array([*done.table(["row_id"])["row_id"].chunks, *reasons["row_id"].chunks], pa.string())
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -155,6 +155,10 @@ def _rows(file: Place, fs: Any) -> int | None:
         return None
 
 
+def _ids(file: Place, fs: Any) -> list[str]:
+    return pq.ParquetFile(file.path, filesystem=fs).read(["row_id"])["row_id"].to_pylist()
+
+
 def _stem(path: str) -> str:
     """The checkpoint's name that a file of rows belongs to: Ray puts a number behind it."""
     return path.rpartition("/")[2].removesuffix(".parquet").rpartition("-")[0]
@@ -185,6 +189,25 @@ def heal(out: Place) -> int:
         for file in files[stem]:
             (out / "data" / file["path"]).remove()
     return again
+
+
+def drop_repeated(out: Place) -> None:
+    """Take out those of Ray's writes whose rows all stand in others too: what a killed run's last tasks wrote after this one had begun.
+
+    The checkpoint goes first and the files second, as in `heal`.
+    """
+    fs, _ = out.arrow()
+    files: dict[str, list[Place]] = defaultdict(list)
+    for file in (out / "data").files(".parquet"):
+        files[_stem(file.path)].append(file)
+    ids = {stem: [i for file in own for i in _ids(file, fs)] for stem, own in files.items()}
+    times = Counter(i for own in ids.values() for i in own)
+    for stem, own in ids.items():
+        if all(times[i] > 1 for i in own):
+            times.subtract(own)
+            ledger = out / "_checkpoint" / f"{stem}.parquet"
+            for file in ([ledger] if ledger.exists() else []) + files[stem]:
+                file.remove()
 
 
 def ids_hash(ids: pa.ChunkedArray) -> str:

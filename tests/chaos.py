@@ -2,7 +2,6 @@
 
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
@@ -37,11 +36,7 @@ def committed(out: Path) -> int:
 def kill(kind: str, process: subprocess.Popen) -> bool:
     """Kill one of that kind that is at work; False where there is none."""
     if kind == "driver":
-        orphans = [os.pidfd_open(pid) for pid, name in descendants(process.pid) if name.startswith("ray::Map")]
         process.kill()
-        for fd in orphans:  # they finish what they are writing; who calls again by hand comes later than that
-            select.select([fd], [], [], 30)
-            os.close(fd)
         return True
     if kind == "node":
         assert process.stdin is not None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -175,6 +176,21 @@ def test_files_that_were_harmed_are_noticed_and_made_again(local_ray, tmp_path, 
         assert "missing or not readable" in str(verify(place(out)))
     square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
     assert verify(place(out)).clean and content(tmp_path) == {f"id{i:04d}": i * i for i in range(40) if i != 5}
+
+
+def test_what_a_killed_runs_last_task_wrote_afterwards_is_taken_out(local_ray, tmp_path):
+    """Its writes are whole and committed, so that nothing but the ids tells."""
+    source, cfg = numbers(tmp_path / "in", 100), SquareConfig(out=str(tmp_path))
+    square(cfg, source, tmp_path / "marks")
+    before, out = content(tmp_path), tmp_path / "squares"
+    for stem in sorted(f.stem for f in (out / "_checkpoint").glob("*.parquet"))[:2]:
+        for file in [*(out / "data").rglob(f"{stem}-*.parquet"), out / "_checkpoint" / f"{stem}.parquet"]:
+            shutil.copy(file, file.with_name(file.name.replace(stem, f"orphan{stem}")))
+    square(cfg, source, tmp_path / "marks")
+    assert content(tmp_path) == before
+    assert verify(place(out)).clean
+    square(cfg, source, tmp_path / "marks")  # and nothing is left that the next run would stumble over
+    assert content(tmp_path) == before and len(computed(tmp_path / "marks")) == 100
 
 
 def test_a_full_disk_is_one_sentence_and_room_mends_it(local_ray, tmp_path):
