@@ -304,6 +304,11 @@ def test_taking_away_what_it_rests_on_is_told_from_taking_away_another(world: di
     assert "no difference shown" in blind["words"]
 
 
+def test_stage_two_is_refused_where_variants_share_what_encoders_made():
+    with pytest.raises(CxrayError, match="unfreeze"):
+        load(AblateConfig, {"unfreeze": {}})
+
+
 @pytest.mark.soak
 @pytest.mark.ray
 def test_the_whole_way_finds_the_planted_knowledge_and_no_gain_in_another_patients(tmp_path):
