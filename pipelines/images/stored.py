@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from contracts.errors import RowError
-from pipelines.images.decode import Picture, decode
+from pipelines.images.decode import Limits, Picture, decode
 from pipelines.images.dicom import Preset
 
 SIDE = 518  # pixels; RAD-DINO's input, 37 patches of 14, and the largest of the encoders that are meant to be used
@@ -65,9 +65,14 @@ def from_stored(jpeg: bytes) -> np.ndarray:
     return square
 
 
+def stored_jpeg(data: bytes, preset: Preset, limits: Limits) -> bytes:
+    """A file's bytes, whatever they are -> the JPEG that `cxray images` would store of it. Raises RowError, as `decode` says."""
+    return to_stored(decode(data, preset=preset, limits=limits, at_least=SIDE)).jpeg
+
+
 def as_stored(data: bytes, preset: Preset = "mimic_jpg") -> np.ndarray:
-    """A file's bytes, whatever they are -> uint8 [518, 518], as if `cxray images` had stored it. Raises RowError, as `decode` says."""
-    return from_stored(to_stored(decode(data, preset=preset, at_least=SIDE)).jpeg)
+    """The same, opened: uint8 [518, 518]."""
+    return from_stored(stored_jpeg(data, preset, Limits()))
 
 
 def box_to_stored(box: Box, scale: float, pad_x: int, pad_y: int) -> Box:

@@ -84,11 +84,11 @@ class ImageEncoder:
 
     def opened(self, data: bytes) -> tuple[bytes, np.ndarray] | RowError:
         """The JPEG as stored, and what is in it, uint8 [518, 518]."""
-        from pipelines.images.decode import Limits, decode
-        from pipelines.images.stored import SIDE, to_stored
+        from pipelines.images.decode import Limits
+        from pipelines.images.stored import stored_jpeg
 
         try:
-            return _opened(to_stored(decode(data, preset=self.source.dicom, limits=Limits(max_pixels=MAX_PIXELS), at_least=SIDE)).jpeg)
+            return _opened(stored_jpeg(data, self.source.dicom, Limits(max_pixels=MAX_PIXELS)))
         except RowError as error:
             return error
 
