@@ -7,10 +7,13 @@ next grey: pixels agree to one level, vectors to a cosine of 0.999, or to EXACT 
 import base64
 import functools
 import json
+import pickle
+import re
 import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from safetensors.torch import load_file, save_file
 import models.encoders as encoders
 from contracts.errors import CxrayError
 from models.encoders.base import unit
+from models.unfrozen import checkpointing, freeze_unused
+from trainers.finetune import BLOCK
 
 EXACT = 2e-5  # the same float32 sums in another order
 WORDS = ["no", "pain", "lung", "is", "clear", "heart", "size", "normal", "in", "the"]  # one token each, to CLIP too
@@ -220,6 +225,36 @@ def test_text_vectors_are_the_librarys_own_and_say_what_was_cut(kind, context, r
     np.testing.assert_allclose(whole.embedding[0], whole.embedding[1], atol=EXACT)
 
 
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_a_text_tower_in_training_reads_as_in_use(kind, root):
+    """And its tokeniser can be sent to where batches are made."""
+    encoder = load(kind, root, "text")
+    sent = pickle.dumps(encoder.tokenise)
+    vectors = encoder.forward(pickle.loads(sent)(TEXTS))
+    assert vectors.requires_grad and isinstance(encoder.module, torch.nn.Module)
+    np.testing.assert_allclose(unit(vectors.detach().numpy()), encoder(TEXTS).embedding, atol=EXACT)
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_a_text_tower_trains_down_to_its_first_layer_and_can_compute_its_blocks_again(kind, root):
+    encoder = load(kind, root, "text")
+    tower = encoder.module.train()
+    freeze_unused(tower, [encoder.forward(encoder.tokenise([""]))])
+    assert all("pooler" in n or n == "logit_scale" for n, p in tower.named_parameters() if not p.requires_grad)
+    ran = Counter()
+    for name, part in tower.named_modules():
+        if BLOCK.search(name) and type(part) is torch.nn.Linear:
+            part.register_forward_pre_hook(lambda *_, name=name: ran.update([name]))
+    for times in (1, 2):
+        ran.clear()
+        encoder.forward(encoder.tokenise(TEXTS)).square().sum().backward()
+        assert len(ran) >= 4 and set(Counter(BLOCK.search(name)[1] for name in ran)) == {"0", "1"} and max(ran.values()) == times
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in tower.parameters() if p.requires_grad)
+        words = next(p for n, p in tower.named_parameters() if re.search(r"(word|tok|token)_embeddings?\.weight", n))
+        assert float(words.grad.abs().max()) > 0
+        checkpointing(tower, encoder.name)
+
+
 def test_equal_texts_are_encoded_once_and_long_ones_by_themselves(root, monkeypatch):
     encoder = loaded("modernbert", root, "text")
     seen: list[list[str]] = []
@@ -370,6 +405,9 @@ def test_nvclip_speaks_the_documented_api_and_never_shows_the_key(monkeypatch):
     assert output.tokens is None and not words.truncated.any()
     with pytest.raises(CxrayError, match="no token states"):
         text.states(["clear"])
+    for encoder in (image, text):
+        with pytest.raises(CxrayError, match="has no weights here that could be trained"):
+            _ = encoder.module
     assert NvClip.seen == {("/v1/embeddings", "nvidia/nvclip", "Bearer sesame")}
     for NvClip.status, NvClip.answer, words in (
         (401, b"sesame", "HTTP 401: is NVCLIP_API_KEY right?"),

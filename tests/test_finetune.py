@@ -244,7 +244,7 @@ def tuned(out) -> tuple[Fusion, Unfrozen, Path]:
 
 def test_the_encoder_learns(out, tuned):
     task, module, _ = tuned
-    base = finetune.unfrozen(task.made.encoders["image"], MDFNet(task.network())).encoder.state_dict()
+    base = finetune.encoder("image", task.made.encoders["image"]).module.state_dict()
     change = {name: float((tensor - base[name]).abs().max()) for name, tensor in module.encoder.state_dict().items()}
     assert min(change.values()) > 0
     assert change["layers.2.mlp.fc1.weight"] > 2 * change["layers.0.mlp.fc1.weight"]  # Adam's steps are as long as the rate
@@ -301,7 +301,7 @@ def test_what_does_not_go_together_is_said_before_training(out, tmp_path):
     refused("name the folder of a finished", unfreeze={"start": "nowhere"})
     refused("trained with another findings than this config", findings=["Pneumonia", "Edema"])
     refused("trained with another network than", network=NETWORK | {"dim": 8})
-    refused("has trained its encoder already", unfreeze={"start": str(exported(out, config(out, into="twice")))})
+    refused("has trained its encoders already", unfreeze={"start": str(exported(out, config(out, into="twice")))})
     config_json = json.loads((out / "fusion/model/config.json").read_text())
     config_json["encoders"]["image"]["fingerprint"] = "of another"
     folder = shutil.copytree(out / "fusion", tmp_path / "other")

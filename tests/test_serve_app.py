@@ -1,7 +1,5 @@
 """Through Ray Serve and HTTP a study's answer is the predictor's own, and one bad request spoils no other."""
 
-# ruff: noqa: F811 - fixtures that come from another file are arguments here
-
 import base64
 import json
 import os
@@ -12,36 +10,39 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import httpx2
 import numpy as np
+import planted
 import psutil
 import pytest
 import torch
-from served import config, run, settings  # noqa: F401 - a fixture among them
-from test_predict import chart, jpeg, out, predictor  # noqa: F401 - fixtures among them
+from served import config, settings
+from test_predict import chart, jpeg
 
 from contracts.errors import CxrayError
 from contracts.storage import place
 from pipelines.search.ask import Index
 from serve import app
 from serve import run as command
-from serve.security import new_key
 
 
 @pytest.fixture(scope="module")
-def client(local_ray, out, run):
-    from ray import serve
-
-    served = command.read(config(out / "serve.yaml", settings(out)))
-    key = new_key(out / "keys.json", "test")
-    command.start(app.graph(served.settings), served)
-    with httpx2.Client(base_url=served.address, headers={"X-API-Key": key}, timeout=60) as made:
+def client(service):
+    with service.client() as made:
         yield made
-    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def predictor(service):
+    return service.predictor
+
+
+@pytest.fixture(scope="module")
+def out(service):
+    return service.out
 
 
 def classify(client, images=(), told=None, **query):
-    files = [("image", ("x", data)) for data in images] + ([("chart", (None, json.dumps(told)))] if told is not None else [])
+    files = [("image", (planted.FILE, data)) for data in images] + ([("chart", (None, json.dumps(told)))] if told is not None else [])
     return client.post("/v1/classify", files=files, params=query)
 
 

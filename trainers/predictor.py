@@ -89,7 +89,7 @@ class Part:
 
 
 class Model:
-    """An opened `model/`: the network with its best weights, its task, its calibration. No encoder is loaded but one that trained along.
+    """An opened `model/`: the network with its best weights, its task, its calibration. No encoder is loaded but those that trained along.
 
     Raises CxrayError where something is missing, of another task or version, or does not fit together.
     """
@@ -121,10 +121,13 @@ class Model:
         self.thresholds = thresholds(self.findings, self.calibration) if self.calibration is not None else np.full(len(self.findings), 0.5)
         self.network = self._weights(network).to(self.device).eval()
         if self.task.cfg.unfreeze:
-            self.network = Unfrozen(self.encoder("image"), network, self.grid).eval()
+            text = finetune.tuned("text", self.encoder("text"), self.where) if "text" in self.task.unfrozen else None
+            self.task.tokenise = text.tokenise if text else None
+            self.network = Unfrozen(self.encoder("image"), network, self.grid, text).eval()
 
     def encoder(self, side: Literal["image", "text"]) -> Any:
-        """The encoder that it was trained with, and where it trained along, as it then was.
+        """The image encoder, as it was after training where it trained along; the text encoder always as it was before: it reads charts
+        and finds passages, and one that trained along reads them again within the network.
 
         Raises CxrayError where it cannot be loaded, or has other weights now.
         """
@@ -135,7 +138,7 @@ class Model:
         encoder: Any = (load_image if side == "image" else load_text)(about["name"], self.asked)
         if (encoder.fingerprint, encoder.dim) != (about["fingerprint"], about["dim"]):
             raise CxrayError(f"{self.where}: `{about['name']}` has other weights now than when the model was trained; put those back")
-        return finetune.tuned(encoder, self.where) if side == "image" and self.task.cfg.unfreeze else encoder
+        return finetune.tuned("image", encoder, self.where) if side == "image" and self.task.cfg.unfreeze else encoder
 
     def probabilities(self, logits: torch.Tensor) -> np.ndarray:
         """float64 [B, findings], calibrated where there is a calibration.json."""

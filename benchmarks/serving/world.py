@@ -16,12 +16,15 @@ from contracts.runs import record
 from contracts.schema import COHORT, features_schema, texts_schema
 
 WIDTH, HEIGHT, DISTINCT, GRID = 2544, 3056, 24, 7
-SHAPES = {  # of ViT/16: what the benchmark of images has, DeiT-small's and DINOv2-small's, and BiomedCLIP's and RAD-DINO's
+# Of the image encoder, a ViT/16: DeiT-tiny's and DeiT-small's, and BiomedCLIP's and RAD-DINO's. The words' is as wide: all-MiniLM-L6-v2
+# itself, and beside the base, as in BiomedCLIP, a BERT-base.
+SHAPES = {
     "tiny": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
     "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
     "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
-TEXT = "st:all-MiniLM-L6-v2"
+LAYERS = 12
+MINILM = "st:all-MiniLM-L6-v2"
 WORDS = (
     "left",
     "right",
@@ -65,9 +68,9 @@ def make(out: Path, shape: str, rows: int) -> None:
     from trainers.fusion import Fusion, FusionConfig, Sources
 
     torch.manual_seed(0)
-    of: dict[str, Any] = {"num_hidden_layers": 12, "image_size": 224, "patch_size": 16} | SHAPES[shape]
+    of: dict[str, Any] = {"num_hidden_layers": LAYERS, "image_size": 224, "patch_size": 16} | SHAPES[shape]
     ViTModel(ViTConfig(**of)).save_pretrained(out / "vit")
-    image, text = load_image(f"hf:{out}/vit", "cpu"), load_text(TEXT, "cpu")
+    image, text = load_image(f"hf:{out}/vit", "cpu"), load_text(_bert(out / "bert", shape) if shape == "base" else MINILM, "cpu")
     about, rng = _about(image) | {"grid": GRID}, np.random.default_rng(0)
     drawn = vectors_of(rows, image.dim, 1)
     keys = pa.table({"row_id": [f"{n:07d}" for n in range(rows)], "group_id": drawn.patient.astype(str), "split": ["train"] * rows})
@@ -92,6 +95,17 @@ def make(out: Path, shape: str, rows: int) -> None:
     model.mkdir(parents=True)
     task.export(task.build(), model)
     record(cfg.output(), "train", cfg, cfg.inputs(), {})
+
+
+def _bert(folder: Path, shape: str) -> str:
+    """A BERT of that shape, of random weights, that knows the questions' words: its name for `load_text`."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    BertTokenizer(str(folder / "vocab.txt"), model_max_length=256).save_pretrained(folder)
+    BertModel(BertConfig(num_hidden_layers=LAYERS, **SHAPES[shape]), add_pooling_layer=False).save_pretrained(folder)
+    return f"hf:{folder}"
 
 
 def _about(encoder) -> dict:

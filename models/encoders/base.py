@@ -4,7 +4,7 @@ Every embedding in cxray is L2-normalised, so that an inner product is a cosine 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,6 +85,8 @@ class TextEncoder(ABC):
 
     name, dim, joint, fingerprint: as for images. token_dim: width of a token state, 0 where there is none.
     context: the most tokens that the model reads, special ones counted; 0 where the service does not say.
+    tokenise: texts (at least one) -> what `forward` takes, on the CPU, cut at `context`; where the weights are here. It holds none of
+    them, so that it can be sent to where batches are made.
     """
 
     name: str = ""
@@ -93,6 +95,7 @@ class TextEncoder(ABC):
     context: int
     joint: bool
     fingerprint: str
+    tokenise: "Callable[[list[str]], dict[str, Tensor]]"
 
     def __call__(self, texts: list[str]) -> TextOutput:
         """Embeds each distinct text once; an empty text is allowed. A text's vector does not depend on its company."""
@@ -130,6 +133,15 @@ class TextEncoder(ABC):
     @abstractmethod
     def embed_tokens(self, texts: list[str]) -> list[np.ndarray]:
         """One float32 [L, token_dim] a text of one batch, padding removed."""
+
+    @property
+    def module(self) -> "nn.Module":
+        """What `forward` runs, for training. Raises CxrayError where there are no weights here to train."""
+        raise CxrayError(f"{self.name}: has no weights here that could be trained; a text encoder hf:, st: or open_clip: has")
+
+    def forward(self, tokens: "dict[str, Tensor]") -> "Tensor":
+        """As `embed`, in torch and with gradients, on the tokens' device -> [B, dim], in the precision computed in."""
+        raise NotImplementedError
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -19,3 +19,8 @@ def has_bf16(device: torch.device) -> bool:
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 matrix products where the hardware has them; weights and sums stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
+
+
+def on(device: torch.device, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tokens where the model is."""
+    return {name: tensor.to(device) for name, tensor in tokens.items()}

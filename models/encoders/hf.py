@@ -4,6 +4,7 @@ Weights are safetensors, in a folder or on the hub; a repository's own code is n
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from contracts.errors import CxrayError
 from models.encoders.base import ImageEncoder, ImageOutput, TextEncoder, padding, unit
-from models.encoders.device import autocast
+from models.encoders.device import autocast, on
 from models.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, Pixels
 from models.encoders.weights import fingerprint, local_folder, refuse_pickles, tokenizer_settings
 
@@ -53,6 +54,19 @@ class HfImage(ImageEncoder):
         return states[:, 0], states[:, states.shape[1] - self.grid**2 :]
 
 
+@dataclass(frozen=True)
+class Tokeniser:
+    """Texts -> `input_ids`, `attention_mask` (and what else the tokenizer gives), int64 [B, L]."""
+
+    tokenizer: Any
+    context: int
+    prompt: str = ""  # before each text
+
+    def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        how = {"padding": True, "pad_to_multiple_of": padding(self.context), "truncation": True, "max_length": self.context}
+        return dict(self.tokenizer([self.prompt + text for text in texts], **how, return_tensors="pt"))
+
+
 class HfText(TextEncoder):
     """Embedding: the mean of the last states over all tokens that are not padding, at length 1."""
 
@@ -64,6 +78,7 @@ class HfText(TextEncoder):
         # RoBERTa's kind numbers its positions from the padding token's id + 1, so the table is that much longer.
         unused = config.pad_token_id + 1 if "roberta" in config.model_type else 0
         self.context = min(tokenizer.model_max_length, config.max_position_embeddings - unused)
+        self.tokenise = Tokeniser(tokenizer, self.context)
         self.dim = self.token_dim = config.hidden_size
         settings = {
             "context": self.context,
@@ -77,23 +92,28 @@ class HfText(TextEncoder):
         ids = self.tokenizer(texts, verbose=False).input_ids if texts else []
         return np.array([len(row) for row in ids], np.int64)
 
+    @torch.inference_mode()
     def embed(self, texts: list[str]) -> np.ndarray:
-        states, mask = self._forward(texts)
-        weight = mask[..., None].float()
-        return ((states * weight).sum(1) / weight.sum(1).clamp(min=1)).cpu().numpy()
-
-    def embed_tokens(self, texts: list[str]) -> list[np.ndarray]:
-        states, mask = self._forward(texts)
-        return [state[keep.bool()].cpu().numpy() for state, keep in zip(states, mask)]
+        with autocast(self.device):
+            return self.forward(on(self.device, self.tokenise(texts))).cpu().numpy()
 
     @torch.inference_mode()
-    def _forward(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        how = {"padding": True, "pad_to_multiple_of": padding(self.context), "truncation": True, "max_length": self.context}
-        batch = self.tokenizer(texts, **how, return_tensors="pt")
-        ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
+    def embed_tokens(self, texts: list[str]) -> list[np.ndarray]:
+        tokens = on(self.device, self.tokenise(texts))
         with autocast(self.device):
-            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        return states.float(), mask
+            states = self._states(tokens)
+        return [state[keep.bool()].cpu().numpy() for state, keep in zip(states, tokens["attention_mask"])]
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model
+
+    def forward(self, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
+        weight = tokens["attention_mask"][..., None].float()
+        return (self._states(tokens) * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+    def _states(self, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state.float()
 
 
 def load_image(source: str, device: torch.device) -> HfImage:

@@ -5,6 +5,7 @@ only a pickle, open_clip reads it with `torch.load(weights_only=True)`.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from contracts.errors import CxrayError
 from models.encoders.base import PAD, ImageEncoder, ImageOutput, TextEncoder, unit
-from models.encoders.device import autocast
+from models.encoders.device import autocast, on
 from models.encoders.pixels import Pixels
 from models.encoders.weights import fingerprint, local_folder, tokenizer_settings
 
@@ -71,6 +72,21 @@ class OpenClipImage(ImageEncoder):
         return self.visual(pixels)
 
 
+@dataclass(frozen=True)
+class Tokeniser:
+    """Texts -> `ids` int64 [B, L]. pad: of a BERT, which masks its padding: columns that are all padding only cost time."""
+
+    tokenizer: Any
+    pad: int | None
+
+    def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        ids = self.tokenizer(texts)
+        if self.pad is not None:
+            longest = int((ids != self.pad).any(0).nonzero().max()) + 1
+            ids = ids[:, : -(-longest // PAD) * PAD]
+        return {"ids": ids}
+
+
 class OpenClipText(TextEncoder):
     """open_clip's `encode_text`. Token states: the last layer's, after its norm and before the projection."""
 
@@ -80,7 +96,7 @@ class OpenClipText(TextEncoder):
         self.model, self.tokenizer, self.device = model, tokenizer, device
         model.visual = None  # the image tower is the other encoder's
         tower = getattr(model, "text", model)
-        self.pad = tower.config.pad_token_id if hasattr(tower, "config") else None
+        self.tokenise = Tokeniser(tokenizer, tower.config.pad_token_id if hasattr(tower, "config") else None)
         self.last = tower.transformer if hasattr(tower, "config") else tower.ln_final
         self.context = tokenizer.context_length
         rules = tokenizer.tokenizer if hasattr(tokenizer, "tokenizer") else None
@@ -100,8 +116,10 @@ class OpenClipText(TextEncoder):
         ids = self.tokenizer.tokenizer([clean(text) for text in texts], verbose=False).input_ids if texts else []
         return np.array([len(row) for row in ids], np.int64)
 
+    @torch.inference_mode()
     def embed(self, texts: list[str]) -> np.ndarray:
-        return self._forward(texts)[0].float().cpu().numpy()
+        with autocast(self.device):
+            return self.forward(on(self.device, self.tokenise(texts))).float().cpu().numpy()
 
     def embed_tokens(self, texts: list[str]) -> list[np.ndarray]:
         states = self._forward(texts)[1].float().cpu().numpy()
@@ -110,17 +128,21 @@ class OpenClipText(TextEncoder):
         lengths = np.minimum(self.count_tokens(texts), self.context)
         return [state[:length] for state, length in zip(states, lengths)]
 
+    @property
+    def module(self) -> nn.Module:
+        return self.model
+
+    def forward(self, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model.encode_text(tokens["ids"])
+
     @torch.inference_mode()
     def _forward(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = self.tokenizer(texts)
-        if self.pad is not None:  # a BERT masks its padding, so columns that are all padding only cost time
-            longest = int((ids != self.pad).any(0).nonzero().max()) + 1
-            ids = ids[:, : -(-longest // PAD) * PAD]
+        tokens = on(self.device, self.tokenise(texts))
         seen: list[Any] = []
         hook = self.last.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         try:
             with autocast(self.device):
-                embedding = self.model.encode_text(ids.to(self.device))
+                embedding = self.forward(tokens)
         finally:
             hook.remove()
         return embedding, getattr(seen[-1], "last_hidden_state", seen[-1])

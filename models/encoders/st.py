@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from contracts.errors import CxrayError
 from models.encoders.base import TextEncoder, padding
-from models.encoders.device import autocast
+from models.encoders.device import autocast, on
+from models.encoders.hf import Tokeniser
 from models.encoders.weights import fingerprint, local_folder, refuse_pickles, tokenizer_settings
 
 MINILM = "all-MiniLM-L6-v2"
@@ -37,6 +39,11 @@ class SentenceText(TextEncoder):
         limits = [model.max_seq_length, model.tokenizer.model_max_length]
         self.context = min(int(limit) for limit in limits if limit)
         model[0].processing_kwargs = {"text": {"pad_to_multiple_of": padding(self.context)}}
+        self.tokenise = Tokeniser(model.tokenizer, self.context, self.prompt)
+        # What the modules are told besides tokens, such as how many of them are the prompt's, for a pooling that leaves it out.
+        self.said = {k: v for k, v in model.preprocess([""], prompt=self.prompt or None).items() if not isinstance(v, torch.Tensor)}
+        if self.said.get("modality") != "text":
+            raise CxrayError("it reads messages of a chat, not texts; name another text encoder")
         self.dim, self.token_dim = model.get_embedding_dimension(), network.config.hidden_size
         settings = {
             "context": self.context,
@@ -51,14 +58,22 @@ class SentenceText(TextEncoder):
         ids = self.model.tokenizer([self.prompt + text for text in texts], verbose=False).input_ids if texts else []
         return np.array([len(row) for row in ids], np.int64)
 
+    @torch.inference_mode()
     def embed(self, texts: list[str]) -> np.ndarray:
         with autocast(self.device):
-            return self.model.encode(texts, batch_size=len(texts), show_progress_bar=False)
+            return self.forward(on(self.device, self.tokenise(texts))).float().cpu().numpy()
 
     def embed_tokens(self, texts: list[str]) -> list[np.ndarray]:
         with autocast(self.device):
             states = self.model.encode(texts, batch_size=len(texts), show_progress_bar=False, output_value="token_embeddings")
         return [state.float().cpu().numpy() for state in states]
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model
+
+    def forward(self, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.model({**self.said, **tokens})["sentence_embedding"]
 
 
 def load_text(source: str, device: torch.device) -> SentenceText:
