@@ -6,8 +6,9 @@ A fusion run with a ViT/16 (224 px, random weights; bf16 where the hardware has 
 they come but two replicas of the image encoder, and time-outs of a minute. Classify: X-rays of MIMIC's size (2544 x 3056, 1.6 MB as
 JPEG), one a request, from 1, 8 and 64 clients. Bare: `Predictor.predict_batch` on the same images, in as many plain processes as the image
 encoder has replicas, each with one thread as a replica has, in batches as large as the service's (16). `to_bare_64`: the service's rate at
-64 clients over that. One client stands beside `Predictor.predict`, one call after another (`p50_to_bare`). Search: five words, from as many
-clients, over HTTP and by the search deployment's own handle, from a process of its own (`search_to_handle`).
+64 clients over that. One client stands beside `Predictor.predict`, one call after another (`p50_to_bare`). Search: sentences of five to
+fifteen words, from as many clients, over HTTP and by the search deployment's own handle, from a process of its own (`search_to_handle`);
+the words' encoder is as wide as the images', a BERT-base or, with the small shapes, all-MiniLM-L6-v2.
 
 The clients run on the same cores: what they take of them is printed with what each process of the service does, a request. Who is
 compared with each other comes in turns, `--rounds` times, since a machine's speed drifts; the idle service is there while the bare model
@@ -88,9 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=world.SHAPES, default="base", help="of the image encoder, a ViT/16")
     parser.add_argument("--direct", action="store_true", help="past Ray Serve's proxy: the clients ask the gateway's replica itself")
-    parser.add_argument("--images", type=int, default=96, help="requests of 64 clients, a round")
+    parser.add_argument("--images", type=int, default=256, help="requests of 64 clients, a round")
     parser.add_argument("--calls", type=int, default=20, help="requests of one client, a round")
-    parser.add_argument("--questions", type=int, default=1000, help="searches, a round")
+    parser.add_argument("--questions", type=int, default=240, help="searches, a round")
     parser.add_argument("--rows", type=int, default=4000, help="of the index")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--replicas", type=int, default=2, help="of the image encoder; and processes of the bare model")
@@ -147,9 +148,9 @@ class Rounds:
         self.peak = 0
 
     def warm(self) -> None:
-        self.http("ask", "classify", 8, 32)
-        self.http("ask", "search", 8, 100)
-        self.handle("search", self.texts, 8, 100)
+        self.http("ask", "classify", max(CLIENTS), max(CLIENTS))
+        self.http("ask", "search", max(CLIENTS), max(CLIENTS))
+        self.handle("search", self.texts, max(CLIENTS), max(CLIENTS))
         self.bare("together", BATCH, BATCH)
         self.one("alone", 3)
 

@@ -54,8 +54,9 @@ def pictures() -> list[bytes]:
 
 
 def questions(count: int) -> list[str]:
+    """Sentences as long as a report's: five to fifteen words."""
     rng = np.random.default_rng(1)
-    return [" ".join(rng.choice(WORDS, 5)) for _ in range(count)]
+    return [" ".join(rng.choice(WORDS, rng.integers(5, 16))) for _ in range(count)]
 
 
 def make(out: Path, shape: str, rows: int) -> None:
