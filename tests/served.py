@@ -12,6 +12,7 @@ import httpx2
 import planted
 import pytest
 import yaml
+from chaos import descendants
 
 from contracts.storage import Place, place
 
@@ -92,6 +93,11 @@ def service(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     one.deploy()
     yield one
     serve.shutdown()
+
+
+def replicas(kind: str = "") -> list[int]:
+    """Process ids of the service's replicas."""
+    return [pid for pid, name in descendants(os.getpid()) if name.startswith(f"ray::ServeReplica:cxray:{kind}")]
 
 
 def two(out: Path, **fusion: Any) -> dict:

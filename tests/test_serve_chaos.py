@@ -14,6 +14,7 @@ import planted
 import pytest
 from chaos import descendants
 from serve_client import Request, Seen, load
+from served import replicas
 from test_predict import chart, jpeg
 
 from pipelines.speed import resident
@@ -43,11 +44,6 @@ def requests(service) -> Callable[[int], Request]:
         return Request([("image", (planted.FILE, image)), ("chart", (None, json.dumps(told)))], check)
 
     return request
-
-
-def replicas(kind: str = "") -> list[int]:
-    """Process ids of the service's replicas."""
-    return [pid for pid, name in descendants(os.getpid()) if name.startswith(f"ray::ServeReplica:cxray:{kind}")]
 
 
 def processes() -> list[int]:

@@ -1,9 +1,14 @@
 """Whatever comes in over HTTP is answered as the OpenAPI says, and never by a fault: generated requests, and damaged images."""
 
 from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
+import httpx2
 import numpy as np
+import planted
 import pytest
 import schemathesis
 from fake_backends import quick, reading_images
@@ -19,6 +24,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from served import replicas
 from test_fuzz import mutated, seeds
 
 from serve.backends import Backends
@@ -43,11 +49,10 @@ def made(folder: Path, backends: Backends) -> tuple[FastAPI, str]:
     return create(backends, GatewaySettings(keys=str(folder / "keys.json"), rate_per_minute=10**6)), key
 
 
-def requests_answered(folder: Path, cases: int) -> Counter[int]:
+def requests_answered(schema: Any, key: str, cases: int) -> Counter[int]:
     """Generated requests, half of them of a form that is not allowed; each answer is held against the OpenAPI. So many of those that have a
     body, where most can go wrong, and some of the others."""
-    app, key = made(folder, quick())
-    operations = [found.ok() for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()]
+    operations = [found.ok() for found in schema.get_all_operations()]
     bodies = [operation for operation in operations if operation.method == "post"]
     answered: Counter[int] = Counter()
     for operation in operations:
@@ -72,58 +77,68 @@ def requests_answered(folder: Path, cases: int) -> Counter[int]:
     return answered
 
 
-def images_answered(folder: Path, files: int) -> Counter[str]:
-    """So many damaged images and DICOMs through /v1/classify: what became of each, by the problem's type or 'read'."""
-    app, key = made(folder, quick(image=reading_images()))
+def images_answered(api: httpx2.Client, numbers: Iterable[int]) -> Counter[str]:
+    """Damaged images and DICOMs through /v1/classify: what became of each, by the problem's type or 'read'."""
     whole = seeds()
     kinds = list(whole)
     came: Counter[str] = Counter()
-    with TestClient(app, headers={"X-API-Key": key}) as api:
-        for number in range(files):
-            rng = np.random.default_rng(number)
-            mine, other = whole[kinds[number % len(kinds)]], whole[kinds[rng.integers(len(kinds))]]
-            data = mutated(mine[rng.integers(len(mine))], other[rng.integers(len(other))], rng)
-            if number % 2:
-                answer = api.post("/v1/classify", content=data, headers={"Content-Type": "application/dicom"})
-            else:
-                answer = api.post("/v1/classify", files={"image": ("x", data)})
-            if answer.status_code == 200:
-                came["read"] += 1
-                continue
-            assert answer.status_code in (413, 415, 422), f"mutation {number}: {answer.text}"
-            came[ProblemDetails.model_validate_json(answer.content).type] += 1
-        assert api.get("/readyz").status_code == 200
+    for number in numbers:
+        rng = np.random.default_rng(number)
+        mine, other = whole[kinds[number % len(kinds)]], whole[kinds[rng.integers(len(kinds))]]
+        data = mutated(mine[rng.integers(len(mine))], other[rng.integers(len(other))], rng)
+        if number % 2:
+            answer = api.post("/v1/classify", content=data, headers={"Content-Type": "application/dicom"})
+        else:
+            answer = api.post("/v1/classify", files={"image": (planted.FILE, data)})
+        if answer.status_code == 200:
+            came["read"] += 1
+            continue
+        assert answer.status_code in (413, 415, 422), f"mutation {number}: {answer.text}"
+        came[ProblemDetails.model_validate_json(answer.content).type] += 1
+    assert api.get("/readyz").status_code == 200
     return came
 
 
-def check_requests(folder: Path, cases: int) -> None:
-    answered = requests_answered(folder, cases)
+def check_requests(answered: Counter[int], cases: int) -> None:
     assert sum(answered.values()) >= cases and min(answered[200], answered[422]) > cases // 20
     assert set(answered) <= {200, 404, 413, 415, 422}
 
 
-def check_images(folder: Path, files: int) -> None:
-    came = images_answered(folder, files)
+def check_images(came: Counter[str], files: int) -> None:
     assert sum(came.values()) == files and came["read"] > files // 20
     assert {"urn:cxray:truncated", "urn:cxray:corrupt", "urn:cxray:not-an-image"} <= set(came)
 
 
 def test_300_generated_requests(tmp_path):
-    check_requests(tmp_path, 300)
+    app, key = made(tmp_path, quick())
+    check_requests(requests_answered(schemathesis.openapi.from_asgi("/openapi.json", app), key, 300), 300)
 
 
 def test_300_damaged_images(tmp_path):
-    check_images(tmp_path, 300)
+    app, key = made(tmp_path, quick(image=reading_images()))
+    with TestClient(app, headers={"X-API-Key": key}) as api:
+        check_images(images_answered(cast(Any, api), range(300)), 300)
 
 
 @pytest.mark.soak
-def test_5000_generated_requests(tmp_path):
-    check_requests(tmp_path, 5_000)
+def test_5000_generated_requests_to_the_service(service):
+    before = replicas()
+    check_requests(requests_answered(schemathesis.openapi.from_url(f"{service.address}/openapi.json"), service.key, 5_000), 5_000)
+    assert set(before) <= set(replicas())
 
 
 @pytest.mark.soak
-def test_5000_damaged_images(tmp_path):
-    check_images(tmp_path, 5_000)
+def test_5000_damaged_images_to_the_service(service):
+    """From eight clients at once, so that they stand in batches with each other."""
+    before = replicas()
+
+    def client(number: int) -> Counter[str]:
+        with service.client() as api:
+            return images_answered(api, range(number, 5_000, 8))
+
+    with ThreadPoolExecutor(8) as pool:
+        check_images(sum(pool.map(client, range(8)), Counter()), 5_000)
+    assert set(before) <= set(replicas())
 
 
 def test_no_operation_forgets_its_key(tmp_path):
