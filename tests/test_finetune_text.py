@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pytest
 import torch
 from test_finetune import CPU, NETWORK, batch, exported, made, probabilities, vit
 from test_predict import PASSAGES, SPLITS, _about, chart, dataset, jpeg, patient
+from test_serve_deployments import shown
 
 from contracts.config import load as read
 from contracts.dataset import open_dataset
@@ -26,6 +28,11 @@ from pipelines.images.job import ImagesConfig, picture
 from pipelines.knowledge import base
 from pipelines.knowledge.retrieve import Knowledge
 from pipelines.texts import EncodeTexts, TextsConfig
+from serve.deployments.fusion import Fusion as Served
+from serve.deployments.fusion import Settings
+from serve.deployments.image import ImageEncoder, ImageSource
+from serve.deployments.text import TextDeployment, TextSource
+from serve.settings import Batched
 from trainers import finetune
 from trainers.engine import dry_run
 from trainers.engine.context import Context, into
@@ -258,6 +265,24 @@ def test_the_text_encoders_own_weights_count(out, tuned, tmp_path):
     ]
     scores = [[list(s.probabilities.values()) for s in model.say(parts)] for model in (now, before)]
     assert np.abs(np.subtract(*scores)).max() > 1e-3
+
+
+def test_it_is_served_as_it_predicts(out, tuned):
+    """Three deployments share it: one sees with the tuned image encoder, one reads charts with the text encoder as it was, and the
+    network's own reads its words anew."""
+    folder = tuned[2]
+    said = json.loads((folder / "model/config.json").read_text())
+    text = said["encoders"]["text"]
+    parts_of_it = SimpleNamespace(
+        image=ImageEncoder(Batched(), ImageSource(said["encoders"]["image"], place(folder), said["dicom"])),
+        text=TextDeployment(Batched(), TextSource(text["name"], text["fingerprint"])),
+        fusion=Served(Settings(), place(folder), None, None, None),
+    )
+    parts, _ = shown(parts_of_it, range(3))
+    predicted = load(folder, device="cpu").predict_batch([(jpeg(n), chart(n)) for n in range(3)])
+    for (answer,), expected in zip(parts_of_it.fusion.say([([one], False) for one in parts]), predicted, strict=True):
+        assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+        assert answer.evidence and answer.note == expected.note
 
 
 def test_a_cohort_is_predicted_from_pictures_and_words(out, tuned):
