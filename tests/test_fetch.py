@@ -196,8 +196,9 @@ def test_fewer_are_asked_for_at_once_after_a_burst_of_429_and_more_again_later(h
     assert len(list(fetcher.each([*files, *files, *files, *files]))) == 4 * MANY
     assert faulty.did["crowded"] == 16 and max(faulty.at_once[:8]) == 8
     assert min(limits) <= 4 and limits[-1] == 8
-    # What the store sees: first those again that it turned away, then fewer at once than before, at the end as many.
-    assert max(faulty.at_once[34:42]) < 8 and max(faulty.at_once[42:]) == 8
+    # What the store sees: first those again that it turned away, then fewer at once than before, later more again (how many of those
+    # that may be under way are seen there at one moment is up to the machine).
+    assert max(faulty.at_once[34:42]) < 8 and max(faulty.at_once[34:42]) < max(faulty.at_once[42:])
 
 
 def test_the_client_that_watches_answers_does_not_travel(files, faulty):
