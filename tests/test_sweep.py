@@ -20,6 +20,7 @@ from contracts.config import load
 from contracts.errors import CxrayError
 from contracts.storage import Place
 from trainers.engine import fit
+from trainers.engine.run import free, named_after
 from trainers.fusion import FusionConfig
 from trainers.space import Between, OneOf
 from trainers.sweep import SweepConfig, Trial, finish, search, study
@@ -204,6 +205,17 @@ def test_asha_stops_a_training_run_that_is_behind_and_its_cpus_go_to_the_next(tm
     rows = pq.read_table(tmp_path / "sweep/results.parquet").to_pylist()
     assert [(r["state"], r["epochs"]) for r in rows] == [("finished", 2), ("stopped", 1), ("stopped", 1)]
     assert all(r["brier"] > 0 for r in rows[1:])
+
+
+def test_what_a_killed_run_had_just_asked_for_is_freed_too(local_ray: None):
+    """A worker of a stopped run may die before the run does, which then asks for CPUs anew, and is killed before it has said so."""
+    from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+    killed, lives = (named_after(run, placement_group, [{"CPU": 0.1}]) for run in ("0" * 32, "1" * 32))
+    assert killed.wait(60) and lives.wait(60)
+    free("0" * 32)
+    assert [placement_group_table(group)["state"] for group in (killed, lives)] == ["REMOVED", "CREATED"]
+    remove_placement_group(lives)
 
 
 def test_more_than_the_cluster_has_is_said_before_anything_starts(tmp_path: Path, local_ray: None):

@@ -10,7 +10,8 @@ import json
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,10 +185,16 @@ def _cleaner() -> Any:
     """Frees the workers' CPUs where the run is killed from outside, as Tune does with a trial that it stops.
 
     Ray 2.60's asks the dashboard of whichever cluster it finds on the machine whether the run lives: without one it gives up, and another
-    cluster knows of no such run, so that one that does live would lose its CPUs. This one asks its own cluster.
+    cluster knows of no such run, so that one that does live would lose its CPUs. This one asks its own cluster. And Ray's hears of a
+    placement group only when its workers stand. But a stopped run's worker may die first, which the run takes for a failure: it asks for
+    CPUs anew, and is killed before it says so. So each group has its run's id in its name, by which it is found.
     """
+    from functools import partial
+
     from ray.train.v2._internal.callbacks import placement_group_callback as callback
     from ray.train.v2._internal.execution.controller import placement_group_cleaner as cleaner
+    from ray.train.v2._internal.execution.worker_group import worker_group
+    from ray.util.placement_group import placement_group
 
     def lives(actor_id: str, timeout: float) -> bool:
         from ray._private.state import actors
@@ -199,12 +206,32 @@ def _cleaner() -> Any:
             cleaner.is_actor_alive = lives  # pyright: ignore[reportPrivateImportUsage]
             return super().start_monitoring()
 
+        def _cleanup_placement_group(self, placement_group: Any) -> None:
+            free(self._controller_actor_id)
+
     class Callback(callback.PlacementGroupCleanerCallback):
         def after_controller_start(self, train_run_context: Any) -> None:
             callback.PlacementGroupCleaner = Cleaner  # pyright: ignore[reportPrivateImportUsage]
             super().after_controller_start(train_run_context)
+            named = partial(named_after, str(self._controller_actor_id), placement_group)
+            worker_group.placement_group = named  # pyright: ignore[reportPrivateImportUsage]
 
     return Callback(check_interval_s=0.25)
+
+
+def named_after(actor_id: str, make: Callable[..., Any], *args: Any, **given: Any) -> Any:
+    """The placement group that `make` makes, under a name by which `free` finds it."""
+    return make(*args, **given | {"name": f"{actor_id}-{uuid.uuid4().hex}"})
+
+
+def free(actor_id: str) -> None:
+    """Removes all placement groups that were named after this actor."""
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    for hexed, group in placement_group_table().items():
+        if group["name"].startswith(f"{actor_id}-") and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(hexed))))
 
 
 def _to_tune() -> list[Any]:
