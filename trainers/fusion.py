@@ -192,7 +192,8 @@ class Fusion(Task):
         known = sources.knowledge
         self.unfrozen: list[Side] = [side for side in cfg.unfreeze.encoders if self.made.encoders[side]] if cfg.unfreeze else []
         self.passages = {i: place for place, i in enumerate(known.ids)} if known else {}
-        self.passage_vectors = known.vectors(known.ids) if known else np.zeros((0, self.text_dim), np.float32)
+        # Of each passage what the network reads of it: its vector, or where the text encoder trains along its words.
+        self.passage_vectors: Any = known.vectors(known.ids) if known and "text" not in self.unfrozen else ()
         self.passage_texts = [known.text(i) for i in known.ids] if known and "text" in self.unfrozen else []
         self.tokenise: Any = None  # where the text encoder trains along, or did: its own
         self.start: dict[str, Tensor] | None = None

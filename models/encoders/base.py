@@ -98,7 +98,11 @@ class TextEncoder(ABC):
     tokenise: "Callable[[list[str]], dict[str, Tensor]]"
 
     def __call__(self, texts: list[str]) -> TextOutput:
-        """Embeds each distinct text once; an empty text is allowed. A text's vector does not depend on its company."""
+        """Embeds each distinct text once, in float32; an empty text is allowed. A text's vector does not depend on its company.
+
+        In bfloat16 it would: how a matrix product is cut into pieces depends on its size, and the last bits, of which bfloat16 has few,
+        decide which of two near passages a note fetches.
+        """
         distinct, where = _distinct(texts)
         lengths = self.count_tokens(distinct)
         embedding = np.zeros((len(distinct), self.dim), np.float32)
@@ -164,8 +168,8 @@ def _distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
 def _batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
     """Rows of one padded length each, the longest first: memory that is too small shows at once.
 
-    How far a text is padded decides the last bits of its vector in bfloat16, and these which of two near passages a note fetches. Here
-    that is up to the text alone, and a served chart reads as it did in training.
+    How far a text is padded decides the last bits of its vector too. Here that is up to the text alone, and a served chart reads as it
+    did in training.
     """
     padded = -(-lengths // PAD) * PAD
     order = np.argsort(-padded, kind="stable")

@@ -17,7 +17,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 matrix products where the hardware has them; weights and sums stay float32."""
+    """Of image encoders: bfloat16 matrix products where the hardware has them; weights and sums stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
 
 

@@ -94,15 +94,12 @@ class HfText(TextEncoder):
 
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> np.ndarray:
-        with autocast(self.device):
-            return self.forward(on(self.device, self.tokenise(texts))).cpu().numpy()
+        return self.forward(on(self.device, self.tokenise(texts))).cpu().numpy()
 
     @torch.inference_mode()
     def embed_tokens(self, texts: list[str]) -> list[np.ndarray]:
         tokens = on(self.device, self.tokenise(texts))
-        with autocast(self.device):
-            states = self._states(tokens)
-        return [state[keep.bool()].cpu().numpy() for state, keep in zip(states, tokens["attention_mask"])]
+        return [state[keep.bool()].cpu().numpy() for state, keep in zip(self._states(tokens), tokens["attention_mask"])]
 
     @property
     def module(self) -> nn.Module:

@@ -118,11 +118,10 @@ class OpenClipText(TextEncoder):
 
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> np.ndarray:
-        with autocast(self.device):
-            return self.forward(on(self.device, self.tokenise(texts))).float().cpu().numpy()
+        return self.forward(on(self.device, self.tokenise(texts))).cpu().numpy()
 
     def embed_tokens(self, texts: list[str]) -> list[np.ndarray]:
-        states = self._forward(texts)[1].float().cpu().numpy()
+        states = self._forward(texts)[1].cpu().numpy()
         if states.ndim != 3:
             raise CxrayError(f"{self.name} keeps its token states to itself; take embeddings, or another text encoder")
         lengths = np.minimum(self.count_tokens(texts), self.context)
@@ -141,8 +140,7 @@ class OpenClipText(TextEncoder):
         seen: list[Any] = []
         hook = self.last.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         try:
-            with autocast(self.device):
-                embedding = self.forward(tokens)
+            embedding = self.forward(tokens)
         finally:
             hook.remove()
         return embedding, getattr(seen[-1], "last_hidden_state", seen[-1])

@@ -16,7 +16,7 @@ from torch import nn
 
 from contracts.errors import CxrayError
 from models.encoders.base import TextEncoder, padding
-from models.encoders.device import autocast, on
+from models.encoders.device import on
 from models.encoders.hf import Tokeniser
 from models.encoders.weights import fingerprint, local_folder, refuse_pickles, tokenizer_settings
 
@@ -60,13 +60,11 @@ class SentenceText(TextEncoder):
 
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> np.ndarray:
-        with autocast(self.device):
-            return self.forward(on(self.device, self.tokenise(texts))).float().cpu().numpy()
+        return self.forward(on(self.device, self.tokenise(texts))).cpu().numpy()
 
     def embed_tokens(self, texts: list[str]) -> list[np.ndarray]:
-        with autocast(self.device):
-            states = self.model.encode(texts, batch_size=len(texts), show_progress_bar=False, output_value="token_embeddings")
-        return [state.float().cpu().numpy() for state in states]
+        states = self.model.encode(texts, batch_size=len(texts), show_progress_bar=False, output_value="token_embeddings")
+        return [state.cpu().numpy() for state in states]
 
     @property
     def module(self) -> nn.Module:

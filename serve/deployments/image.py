@@ -1,5 +1,6 @@
 """An image encoder: an upload, whatever it is -> what FEATURES holds of it. Preprocessing is `cxray images`' and `cxray features`' own."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,16 +34,17 @@ class ImageSource:
 
     def load(self) -> Any:
         """Raises CxrayError where it cannot be loaded, or has other weights now."""
-        if self.run is not None:
-            from trainers.predictor import Model
-
-            return Model(self.run).encoder("image")
         from models.encoders import load_image
 
         encoder = load_image(self.about["name"])
         if encoder.fingerprint != self.about["fingerprint"]:
-            raise CxrayError(f"`{self.about['name']}` has other weights now than when the index was made; put those back, or index again")
-        return encoder
+            name = self.about["name"]
+            raise CxrayError(f"`{name}` has other weights now than when the model or index was made; put those back, or make it again")
+        if self.run is None or not json.loads((self.run / "model" / "config.json").read()).get("unfreeze"):
+            return encoder
+        from trainers import finetune
+
+        return finetune.tuned("image", encoder, self.run / "model")
 
 
 class ImageEncoder:
