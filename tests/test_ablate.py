@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from contracts.config import load
+from contracts.config import load, merge
 from contracts.dataset import open_dataset, publish
 from contracts.errors import CxrayError
 from contracts.schema import COHORT, Schema, features_schema, texts_schema
@@ -223,7 +223,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_a_run_ends_in_predictions_numbers_and_a_page_and_goes_on_where_it_stopped(world: dict[str, Any]):
-    cfg, out = load(AblateConfig, world["settings"]), world["out"] / "ablation"
+    """Also where the workers have GPUs and this machine has none."""
+    settings = merge(world["settings"], {"training": {"resources": {"gpus": 1}}})
+    cfg, out = load(AblateConfig, settings), world["out"] / "ablation"
     done = run(cfg)
     assert len(world["fitted"]) == 12
     told = json.loads((out / "metrics.json").read_text())

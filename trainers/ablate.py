@@ -39,6 +39,7 @@ from evaluation.metrics import plain
 from evaluation.predictions import Predictions, read
 from evaluation.studies import rare
 from evaluation.verdict import judged, page
+from models.encoders.device import choose
 from models.mdfnet import MODALITIES
 from trainers.engine import fit
 from trainers.engine.data import Rows
@@ -178,7 +179,7 @@ class Bench:
         module = task.build()
         module.load_state_dict(safetensors.torch.load(weights))
         made_by = hashlib.sha256(weights).hexdigest()
-        module.to("cuda" if one.training.resources.gpus else "cpu").eval()
+        module.to(choose(None)).eval()  # the workers had what the config says; this machine may have no GPU
         there = read_manifest(out / "predictions")
         if there is None or there["weights"] != made_by:
             parts = [scored(task, module, self.rows(task, split), one.training.micro_batch) for split in SPLITS[1:]]
