@@ -39,9 +39,16 @@ class Config(BaseModel):
 
     def fingerprint(self, *parts: str) -> str:
         """sha256 over what decides the content of the output: these settings, and `parts` (what the inputs were made by)."""
-        settings = self.model_dump(mode="json", exclude=set(self.outside_fingerprint))
+        settings = without_resources(self.model_dump(mode="json", exclude=set(self.outside_fingerprint)))
         text = json.dumps([type(self).__name__, settings, *parts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def without_resources(settings: Any) -> Any:
+    """Settings without what says where and how fast, wherever it stands in them."""
+    if not isinstance(settings, dict):
+        return settings
+    return {k: without_resources(v) for k, v in settings.items() if k != "resources"}
 
 
 C = TypeVar("C", bound=Config)

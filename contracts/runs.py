@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from contracts.config import Config
+from contracts.config import Config, without_resources
 from contracts.dataset import Dataset, read_manifest
 from contracts.errors import CxrayError
 from contracts.storage import Place
@@ -62,15 +62,8 @@ def finished(place: Place, verb: str, config: Config, inputs: dict[str, Place]) 
     run = read_run(place)
     if run is None or run["verb"] != verb:
         return False
-    then, now = (_without_resources(settings) for settings in (run["config"], config.model_dump(mode="json")))
+    then, now = (without_resources(settings) for settings in (run["config"], config.model_dump(mode="json")))
     return then == now and {n: i["version"] for n, i in run["inputs"].items()} == {n: version_of(p) for n, p in inputs.items()}
-
-
-def _without_resources(settings: Any) -> Any:
-    """Settings without what says where and how fast, wherever it stands in them."""
-    if not isinstance(settings, dict):
-        return settings
-    return {k: _without_resources(v) for k, v in settings.items() if k != "resources"}
 
 
 def version_of(place: Place) -> str | None:

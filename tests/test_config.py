@@ -10,6 +10,7 @@ from pipelines.cohort.job import CohortConfig
 
 class Inner(Config):
     rate: float = 0.5
+    resources: dict[str, float] = {}
 
 
 class Outer(Config):
@@ -86,3 +87,5 @@ def test_the_fingerprint_sees_what_decides_rows_and_nothing_else():
     assert Outer(workers=9).fingerprint() == base
     assert Outer(name="b").fingerprint() != base
     assert Outer().fingerprint("input") != base
+    assert Outer(inner=Inner(resources={"cpus": 2})).fingerprint() == base, "resources stand outside it, however deep"
+    assert Outer(inner=Inner(rate=0.6)).fingerprint() != base

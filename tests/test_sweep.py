@@ -19,6 +19,7 @@ from toy_task import Toy, toy_config, toy_data
 from contracts.config import load
 from contracts.errors import CxrayError
 from contracts.storage import Place
+from trainers import sweep
 from trainers.engine import fit
 from trainers.engine.run import free, named_after
 from trainers.fusion import FusionConfig
@@ -218,9 +219,24 @@ def test_what_a_killed_run_had_just_asked_for_is_freed_too(local_ray: None):
     remove_placement_group(lives)
 
 
-def test_more_than_the_cluster_has_is_said_before_anything_starts(tmp_path: Path, local_ray: None):
+def test_more_than_the_cluster_has_is_said_before_anything_starts(tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch):
+    """And the settings that then fit, or fit another cluster, go on with the same sweep."""
+    thirty(tmp_path)
+    monkeypatch.setattr(sweep, "search", lambda cfg, trial: TRIALS)
+
+    def go(lr: float = 1e-3, **resources: float) -> None:
+        training = {"batch": 15, "micro_batch": 15, "lr": lr, "resources": resources}
+        sweep.run(config(tmp_path, modalities=["image"], training=training))
+
     with pytest.raises(CxrayError, match=r"need 64\.1 CPUs, and the cluster has"):
-        search(config(tmp_path, training={"resources": {"cpus": 64.0}}), parabola)
+        go(cpus=64.0)
+    with pytest.raises(CxrayError, match="1 workers with 1 GPU each are asked for, and the cluster has 0"):
+        go(gpus=1)
+    assert not (tmp_path / "sweep").exists()
+    go(cpus=1.0)
+    go(cpus=0.5)
+    with pytest.raises(CxrayError, match="holds a sweep with other settings"):
+        go(lr=2e-3, cpus=0.5)
 
 
 JOB = """

@@ -32,6 +32,7 @@ from contracts.storage import Place
 from pipelines.job import connect
 from trainers.engine import fit
 from trainers.engine.data import anchored
+from trainers.engine.run import check_cluster, cluster
 from trainers.fusion import Fusion, FusionConfig, Sources
 from trainers.space import Between, OneOf
 
@@ -119,6 +120,7 @@ def run(cfg: SweepConfig) -> Swept:
     """Raises CxrayError where data sets do not go together, the cluster is too small, or every trial failed."""
     out = cfg.output()
     Sources(cfg)  # says now what does not go together, and not each trial by itself
+    _has_room(cfg)
     _same_sweep(cfg, out)
     return finish(cfg, search(cfg, trial))
 
@@ -138,19 +140,11 @@ def trial(values: dict[str, Any], cfg: SweepConfig) -> dict[str, Any]:
 
 def search(cfg: SweepConfig, trial: Callable[..., dict[str, Any] | None]) -> list[Trial]:
     """Run `trial(values, cfg)` for as many values as asked, or go on with a search that was cut short."""
-    import ray
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
     connect()
-    r = cfg.training.resources
-    need, have = cfg.concurrent * DRIVER_CPUS + r.workers * r.cpus, ray.cluster_resources().get("CPU", 0)
-    if need > have:
-        raise CxrayError(
-            f"{cfg.concurrent} trials at once and the {r.workers} workers of one need {need:g} CPUs, and the cluster has {have:g}: "
-            "lower training.resources.cpus (fractions are allowed), or concurrent"
-        )
     fs, path = anchored(cfg.output()).arrow()
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # or a trial would look for relative names in a folder of its own
     metric, mode = cfg.training.metric, cfg.training.mode
@@ -265,6 +259,19 @@ def parallel(found: optuna.Study, metric: str) -> bytes:
     pyplot.savefig(sink, format="png", dpi=110, bbox_inches="tight")
     pyplot.close()
     return sink.getvalue()
+
+
+def _has_room(cfg: SweepConfig) -> None:
+    """Raises CxrayError where not even one trial's workers fit beside the trials."""
+    connect()
+    r, have = cfg.training.resources, cluster()
+    need = cfg.concurrent * DRIVER_CPUS + (r.min_workers or r.workers) * r.cpus
+    if need > have.get("CPU", 0):
+        raise CxrayError(
+            f"{cfg.concurrent} trials at once and the workers of one need {need:g} CPUs, and the cluster has {have.get('CPU', 0):g}: "
+            "lower training.resources.cpus (fractions are allowed), or concurrent"
+        )
+    check_cluster(cfg.training, have)
 
 
 def _same_sweep(cfg: SweepConfig, out: Place) -> None:
