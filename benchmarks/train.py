@@ -64,7 +64,7 @@ def make(folder: Path, sizes: Sizes) -> dict[str, float]:
 
     from contracts.schema import IMAGES, features_schema, texts_schema
     from models.encoders import load_image
-    from trainers.fusion import lists
+    from trainers.sources import lists
 
     rng, n = np.random.default_rng(0), sizes.rows + HELD_OUT
     keys = {"row_id": [f"r{i:06d}" for i in range(n)], "group_id": [f"p{i:06d}" for i in range(n)]}
@@ -140,7 +140,8 @@ def opened(folder: Path, sizes: Sizes, stage: int, precision: str, timed: bool =
     from pipelines.inputs.clinical import CLINICAL
     from trainers.engine import Data, TrainerConfig
     from trainers.finetune import Unfreeze
-    from trainers.fusion import Exported, Fusion, FusionConfig, Made, lists
+    from trainers.fusion import Fusion
+    from trainers.sources import Exported, FusionConfig, Made, lists
 
     class Timed(Fusion):
         ends: list[tuple[float, float]] = []

@@ -22,7 +22,7 @@ from evaluation.predictions import Predictions, read
 from evaluation.verdict import ALL, judged
 from models.mdfnet import KINDS
 from pipelines.verify import verify
-from trainers import ablate, fusion
+from trainers import ablate, sources
 from trainers.ablate import AblateConfig, Bench, exchanged, run
 from trainers.engine import Fitted
 from trainers.evidence import evidence, looked_at
@@ -202,7 +202,7 @@ def thirty(folder: Path) -> None:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """`thirty`; a fit that leaves an untrained network; settings; which runs were fitted."""
     thirty(tmp_path)
-    monkeypatch.setattr(fusion, "Knowledge", Base)
+    monkeypatch.setattr(sources, "Knowledge", Base)
     fitted: list[str] = []
 
     def fit(task: Any, cfg: Any, data: Any, out: Place, made_by: Sequence[str]) -> Fitted:

@@ -31,9 +31,10 @@ from trainers.engine.context import Context, into
 from trainers.engine.data import Rows
 from trainers.engine.loop import train
 from trainers.engine.plain import load_weights
-from trainers.fusion import Fusion, FusionConfig, Sources
+from trainers.fusion import Fusion
 from trainers.predict import PredictConfig, run
 from trainers.predictor import Model, Part, Predictor, load
+from trainers.sources import FusionConfig, Sources
 
 NETWORK = {"dim": 16, "heads": 2, "hidden": [16, 8], "drop_image": 0, "drop_clinical": 0}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 64, "patch_size": 16}

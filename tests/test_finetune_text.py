@@ -36,9 +36,10 @@ from serve.settings import Batched
 from trainers import finetune
 from trainers.engine import dry_run
 from trainers.engine.data import Rows
-from trainers.fusion import Fusion, FusionConfig, Sources
+from trainers.fusion import Fusion
 from trainers.predict import PredictConfig, run
 from trainers.predictor import Model, Part, load
+from trainers.sources import FusionConfig, Sources
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;-/()%"
 

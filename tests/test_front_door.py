@@ -14,7 +14,7 @@ from contracts.config import load, read_yaml
 from contracts.runs import finished, record
 from contracts.storage import place
 from pipelines.cohort.job import CohortConfig
-from trainers.fusion import FusionConfig
+from trainers.sources import FusionConfig
 
 
 @pytest.fixture

@@ -28,10 +28,11 @@ from pipelines.pool import EncoderResources
 from pipelines.texts import EncodeTexts, TextsConfig
 from pipelines.verify import verify
 from trainers.engine.data import Rows
-from trainers.fusion import Fusion, FusionConfig, Made, Sources
+from trainers.fusion import Fusion
 from trainers.items import items
 from trainers.predict import PredictConfig, predict_files, run
 from trainers.predictor import Predictor, load
+from trainers.sources import FusionConfig, Made, Sources
 
 PASSAGES = {
     "edema": "Pulmonary edema: vessels redistribute to the upper zones, furosemide is given, and heart failure is often known.",

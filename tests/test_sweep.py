@@ -22,7 +22,7 @@ from contracts.storage import Place
 from trainers import sweep
 from trainers.engine import fit
 from trainers.engine.run import free, named_after
-from trainers.fusion import FusionConfig
+from trainers.sources import FusionConfig
 from trainers.space import Between, OneOf
 from trainers.sweep import SweepConfig, Trial, finish, search, study
 

@@ -44,8 +44,9 @@ from models.mdfnet import MODALITIES
 from trainers.engine import fit
 from trainers.engine.data import Rows
 from trainers.evidence import evidence, looked_at
-from trainers.fusion import Fusion, FusionConfig, Kind, Modality, Sources
+from trainers.fusion import Fusion, check_validate
 from trainers.scored import scored, write
+from trainers.sources import FusionConfig, Kind, Modality, Sources
 
 
 class Variant(Config):
@@ -160,6 +161,7 @@ class Bench:
         whole = cfg.one(cfg.treatment, cfg.seeds[0]).model_copy(update={"modalities": MODALITIES})
         self.sources = Sources(whole)  # says now what does not go together
         self.data = self.sources.data(whole).anchored()
+        check_validate(self.data, cfg.findings)
         texts = self.sources.texts
         self.passages = passages_of(texts) if texts is not None and cfg.controls else {}
 

@@ -29,10 +29,10 @@ from pipelines.job import VerbConfig
 from pipelines.overview import PATIENTS, SYNTHETIC, explained, is_synthetic
 from trainers.engine.context import moved
 from trainers.engine.data import Rows
-from trainers.fusion import Sources
 from trainers.overlay import overlay
 from trainers.predictor import Model
 from trainers.scored import scored, trained_with
+from trainers.sources import Sources
 
 SPLIT = "test"
 NO_LEAD = "No Finding"  # there is no place to look for it at

@@ -133,7 +133,9 @@ def tuned(side: Side, base: Any, model: Place) -> Any:
     """
     file = model / FILES[side]
     if not file.exists():
-        raise CxrayError(f"{file}: the weights of the {side} encoder are missing; export them again with `cxray train`")
+        raise CxrayError(
+            f"{file}: the weights of the {side} encoder are missing; delete the run's run.json, and `cxray train` exports them again"
+        )
     weights = file.read()
     try:
         base.module.load_state_dict(safetensors.torch.load(weights))

@@ -5,170 +5,34 @@ Stage 2 (`unfreeze`): the encoders train along, on the stored pictures and the w
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from pydantic import Field, model_validator
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from contracts.chart import CHART_COLUMNS, Chart
-from contracts.config import Config
-from contracts.dataset import Dataset, open_dataset
 from contracts.errors import CxrayError
-from contracts.findings import FINDINGS
-from contracts.runs import read_run, record, version_of
-from contracts.storage import Place, place
+from contracts.runs import finished, read_run, record
 from evaluation.metrics import judge
 from models.encoders.grid import dequantise
 from models.mdfnet import KINDS, MODALITIES, MDFNet, MDFNetConfig
 from models.unfrozen import Unfrozen
-from pipelines.images.dicom import Preset
 from pipelines.images.stored import from_stored
-from pipelines.inputs.clinical import CLINICAL, clinical
-from pipelines.job import VerbConfig
-from pipelines.knowledge.retrieve import Knowledge
+from pipelines.inputs.clinical import CLINICAL
 from trainers import finetune
-from trainers.engine import Batch, Data, Fitted, Seen, Task, TrainerConfig, dry_run, fit
+from trainers.engine import Batch, Data, Fitted, Seen, Task, dry_run, fit
 from trainers.finetune import Side, Unfreeze
-from trainers.losses import LossConfig, combined, pos_weight
-from trainers.targets import Policy, label_columns, targets
+from trainers.losses import combined, pos_weight
+from trainers.sources import Exported, FusionConfig, Network, Sources
 
-Kind = Literal["raw", "note", "passage"]
-Modality = Literal["image", "text", "clinical"]
+log = logging.getLogger(__name__)
 CLIP = 8.0  # standard deviations: a mistyped value must not outweigh all others
-
-
-class Network(Config):
-    """What of MDFNet a config may set; the widths of its inputs come from the data."""
-
-    dim: int = Field(default=256, ge=1)
-    heads: int = Field(default=8, ge=1)
-    hidden: tuple[int, int] = (512, 256)
-    drop_image: float = Field(default=0.1, ge=0, lt=1)
-    drop_text: float = Field(default=0.3, ge=0, lt=1)
-    drop_clinical: float = Field(default=0.3, ge=0, lt=1)
-
-
-class FusionConfig(VerbConfig):
-    task: Literal["fusion"] = "fusion"
-    cohort: str = "cohort"
-    features: str = "features"
-    texts: str | None = "texts"
-    into: str = "fusion"
-    modalities: tuple[Modality, ...] = MODALITIES  # what the network is shown
-    kinds: tuple[Kind, ...] = ("note", "passage")  # of the segments, where it is shown text
-    findings: tuple[str, ...] = FINDINGS
-    policy: Policy = Policy()
-    loss: LossConfig = LossConfig()
-    network: Network = Network()
-    unfreeze: Unfreeze | None = None  # stage 2
-    training: TrainerConfig = TrainerConfig(metric="macro_auroc", mode="max")
-
-    @model_validator(mode="after")
-    def _can_unfreeze(self) -> "FusionConfig":
-        if self.unfreeze and "image" not in self.modalities:
-            raise ValueError("unfreeze trains the image encoder, and modalities leave the image out: take one of the two away")
-        if self.unfreeze and self.training.zero_stage == 3:
-            raise ValueError("unfreeze: an encoder's weights are loaded whole, and zero_stage 3 cuts them up; set zero_stage to 2 or less")
-        return self
-
-    def inputs(self) -> dict[str, Place]:
-        names: dict[str, str | None] = {"cohort": self.cohort, "features": self.features, "texts": self.texts}
-        if self.unfreeze:
-            names |= {"images": self.unfreeze.images, "start": self.unfreeze.start}
-        return {n: self.at(name) for n, name in names.items() if name}
-
-
-class Made(Config):
-    """What made a model's inputs. config.json keeps it: with it a model predicts without the data sets that it was trained on."""
-
-    encoders: dict[Literal["image", "text"], dict[str, Any] | None]
-    token_dim: int  # of an image token; 0 where the encoder has none
-    dicom: Preset  # what a DICOM was made to look like
-    reading: dict[str, Any] | None
-    knowledge: dict[str, Any] | None
-
-    @classmethod
-    def of(cls, features: Dataset, texts: Dataset | None) -> "Made":
-        image, said = features.manifest["encoder"], texts.manifest if texts else {}
-        size = features.schema().field("tokens").type.byte_width // image["grid"] ** 2 if image["grid"] else 0
-        ran = read_run(features.place)  # `cxray features` notes its images, and their run how they were made
-        images = read_run(place(ran["inputs"]["images"]["uri"], features.place.options)) if ran else None
-        return cls(
-            encoders={"image": image, "text": said.get("encoder")}, token_dim=size, reading=said.get("reading"),
-            knowledge=said.get("knowledge"), dicom=images["config"]["dicom"] if images else "mimic_jpg",
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Exported:
-    """In the place of `Sources` where a model is used, not trained."""
-
-    made: Made
-    knowledge: Knowledge | None
-
-
-class Sources:
-    """The opened data sets that a config names. Raises CxrayError where they do not go together."""
-
-    def __init__(self, cfg: FusionConfig) -> None:
-        self.cohort = open_dataset(cfg.at(cfg.cohort), "cohort")
-        self.features = open_dataset(cfg.at(cfg.features), "features")
-        shown = "text" in cfg.modalities
-        if shown and not cfg.texts:
-            raise CxrayError("modalities name text, but there are no `texts`: name the data set, or leave text out")
-        self.texts = open_dataset(cfg.at(cfg.texts), "texts") if cfg.texts and shown else None
-        self.knowledge: Knowledge | None = None
-        if self.texts is not None and "passage" in cfg.kinds:
-            made_with = self.texts.manifest["knowledge"]
-            if made_with is None:
-                raise CxrayError(f"{self.texts.place}: was made without knowledge, so there are no passages: leave `passage` out of kinds")
-            self.knowledge = Knowledge(Place(made_with["uri"], cfg.storage))
-            if self.knowledge.fingerprint != made_with["fingerprint"]:
-                raise CxrayError(
-                    f"{made_with['uri']}: is another knowledge base than {self.texts.place} was made with; make the texts again"
-                )
-        self.images = open_dataset(cfg.at(cfg.unfreeze.images), "images") if cfg.unfreeze else None
-        self.made = Made.of(self.features, self.texts)
-
-    @property
-    def large(self) -> tuple[Dataset, ...]:
-        """What is read row by row: in stage 2 the pictures in the place of their features."""
-        return (self.images or self.features, *([self.texts] if self.texts else []))
-
-    def made_by(self, cfg: FusionConfig) -> list[str]:
-        """What decides the weights besides the engine's settings and the rows."""
-        mine = cfg.model_dump(mode="json", exclude={*cfg.outside_fingerprint, "training"})
-        start = [str(version_of(cfg.at(cfg.unfreeze.start)))] if cfg.unfreeze and cfg.unfreeze.start else []
-        return [self.cohort.fingerprint, json.dumps(mine, sort_keys=True), *start]
-
-    def data(self, cfg: FusionConfig, unlabelled: bool = False) -> Data:
-        """Rows that have an image (its features, or in stage 2 itself), a text and a label row (unlabelled: or none)."""
-        columns = ["row_id", "group_id", "split", *label_columns(), *CHART_COLUMNS]
-        rows = self.cohort.table(columns)
-        for there in self.large:
-            rows = rows.filter(pc.is_in(rows["row_id"], value_set=there.table(["row_id"])["row_id"].combine_chunks()))
-        rows = rows if unlabelled else rows.filter(rows["label_row"])
-        found = targets(rows, cfg.policy, cfg.findings)
-        small = {
-            "row_id": rows["row_id"].combine_chunks(),
-            "clinical": lists(clinical([Chart.from_row(r) for r in rows.to_pylist()])[0], np.float32),
-            "target": lists(np.where(found.mask, found.target, -1), np.float32),
-        }
-        keys = rows.select(["row_id", "group_id", "split"])
-        return Data(keys, self.large, (pa.table(small),))
-
-
-def lists(values: np.ndarray, kind: Any) -> pa.Array:
-    """[n, k] -> n fixed lists."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values, kind).ravel()), values.shape[1])
 
 
 class Fusion(Task):
@@ -194,6 +58,8 @@ class Fusion(Task):
         self.passages = {i: place for place, i in enumerate(known.ids)} if known else {}
         # Of each passage what the network reads of it: its vector, or where the text encoder trains along its words.
         self.passage_vectors: Any = known.vectors(known.ids) if known and "text" not in self.unfrozen else ()
+        if known and not np.isfinite(self.passage_vectors).all():
+            raise CxrayError(f"{known.where}: its vectors of passages are not finite; make the knowledge base again")
         self.passage_texts = [known.text(i) for i in known.ids] if known and "text" in self.unfrozen else []
         self.tokenise: Any = None  # where the text encoder trains along, or did: its own
         self.start: dict[str, Tensor] | None = None
@@ -227,8 +93,10 @@ class Fusion(Task):
         self.mean = (np.where(known, values, 0).sum(0) / count).astype(np.float32)
         spread = np.sqrt((np.where(known, values - self.mean, 0) ** 2).sum(0) / count)
         self.scale = np.where(spread > 1e-6, spread, 1).astype(np.float32)
-        self.pos_weight = torch.from_numpy(pos_weight(target, target >= 0, self.cfg.findings, self.cfg.loss.pos_weight_cap))
         self.positives = np.maximum((target == 1).sum(0), 1)
+        drawn = self.balance(train) if self.cfg.training.sampling == "balanced" else None
+        found = pos_weight(target, target >= 0, self.cfg.findings, self.cfg.loss.pos_weight_cap, drawn)
+        self.pos_weight = torch.from_numpy(found)
         weights = dict(zip(self.cfg.findings, self.pos_weight.tolist(), strict=True))
         return {
             "clinical_mean": self.mean.tolist(),
@@ -363,15 +231,51 @@ class Fusion(Task):
         }  # fmt: skip
 
 
+@dataclass
+class Before(Fitted):
+    """A run that stands there finished."""
+
+    def __str__(self) -> str:
+        return f"finished before, and unchanged; delete its run.json to export it anew. It was: {super().__str__()}"
+
+
 def run(cfg: FusionConfig) -> Fitted:
-    """Train, and export the best. Raises CxrayError before any worker starts for what does not go together."""
-    sources = Sources(cfg)
-    fitted = fit(Fusion(cfg, sources), cfg.training, sources.data(cfg), cfg.output(), made_by=sources.made_by(cfg))
-    record(cfg.output(), "train", cfg, cfg.inputs(), fitted.__dict__)
+    """Train, and export the best; a run that is finished and unchanged stays as it is, with what `cxray evaluate` added to its model.
+
+    Raises CxrayError before any worker starts for what does not go together.
+    """
+    out = cfg.output()
+    if finished(out, "train", cfg, cfg.inputs()) and (out / "model" / "model.safetensors").exists():
+        return Before(**(read_run(out) or {})["summary"] | {"where": str(out)})
+    task, data, made_by = opened(cfg)
+    fitted = fit(task, cfg.training, data, out, made_by)
+    record(out, "train", cfg, cfg.inputs(), fitted.__dict__)
     return fitted
 
 
 def try_out(cfg: FusionConfig) -> Seen:
     """`cxray train CONFIG --dry-run`: one batch through everything; nothing is kept."""
+    task, data, _ = opened(cfg)
+    return dry_run(task, cfg.training, data)
+
+
+def opened(cfg: FusionConfig) -> tuple[Fusion, Data, list[str]]:
+    """The task, its rows, and what else decides the weights. Raises CxrayError for what does not go together."""
     sources = Sources(cfg)
-    return dry_run(Fusion(cfg, sources), cfg.training, sources.data(cfg))
+    data = sources.data(cfg)
+    check_validate(data, cfg.findings)
+    return Fusion(cfg, sources), data, sources.made_by(cfg)
+
+
+def check_validate(data: Data, findings: Sequence[str]) -> None:
+    """Raises CxrayError where validate has both classes of no finding: no epoch could be called the best. Says which findings it lacks."""
+    column = data.small_columns("validate", ["target"])["target"].combine_chunks()
+    target = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, len(findings))
+    lacking = [f for f, there in zip(findings, (target == 1).any(0) & (target == 0).any(0), strict=True) if not there]
+    if len(lacking) == len(findings):
+        raise CxrayError(
+            "validate has positives and negatives of none of the findings, so the best epoch could not be told: name others (`findings`), "
+            "or make a cohort with more studies to validate on"
+        )
+    if lacking:
+        log.warning("validate has not both positives and negatives of %s: the best epoch is chosen by the others", ", ".join(lacking))

@@ -70,14 +70,16 @@ def summed(losses: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return losses.sum(), mask.sum().to(losses.dtype)
 
 
-def pos_weight(target: np.ndarray, mask: np.ndarray, findings: Sequence[str], cap: float) -> np.ndarray:
+def pos_weight(target: np.ndarray, mask: np.ndarray, findings: Sequence[str], cap: float, drawn: np.ndarray | None = None) -> np.ndarray:
     """Negatives by positives of each finding, at most `cap`; float32 [F]. To be taken of the train split alone.
 
-    target: float [n, F], a soft one counting by its share; mask: bool [n, F]; findings: the names of the F columns.
+    target: float [n, F], a soft one counting by its share; mask: bool [n, F]; findings: the names of the F columns; drawn: [n], how
+    often each row is, in any unit, where not all are alike: what the sampling has evened out is not to be weighted again.
     Raises CxrayError where a finding has no positives, or no negatives.
     """
     known = np.where(mask, target, 0)
-    positives, total = known.sum(axis=0, dtype=np.float64), mask.sum(axis=0)
+    often = np.ones(len(mask)) if drawn is None else drawn
+    positives, total = often @ known, often @ mask
     for kind, there in (("positives", mask & (known > 0.5)), ("negatives", mask & (known < 0.5))):
         if lacking := [name for name, n in zip(findings, there.sum(axis=0), strict=True) if n == 0]:
             raise CxrayError(

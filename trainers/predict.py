@@ -25,10 +25,10 @@ from pipelines.images.fetch import fetcher
 from pipelines.job import VerbConfig, connect, plainly
 from pipelines.pool import EncoderResources, encoder_pool, one_thread_on_cpu
 from trainers.engine.data import Rows, anchored
-from trainers.fusion import Sources
 from trainers.items import items
 from trainers.predictor import Item, Model, load
 from trainers.scored import QUIET_S, parquet, scored, trained_with, write
+from trainers.sources import Sources
 
 
 class PredictConfig(VerbConfig):

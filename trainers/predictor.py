@@ -39,7 +39,8 @@ from pipelines.knowledge.retrieve import Knowledge
 from trainers import finetune
 from trainers.engine.context import moved
 from trainers.engine.task import Batch
-from trainers.fusion import Exported, Fusion, Made
+from trainers.fusion import Fusion
+from trainers.sources import Exported, Made
 
 NOTHING = Chart.model_validate({})
 

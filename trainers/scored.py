@@ -21,7 +21,8 @@ from pipelines.ledger import ids_hash
 from trainers.engine.context import moved
 from trainers.engine.data import Rows
 from trainers.engine.validate import array
-from trainers.fusion import Fusion, FusionConfig, lists
+from trainers.fusion import Fusion
+from trainers.sources import FusionConfig, lists
 
 QUIET_S = 3  # a run that is done by then shows no progress
 

@@ -33,7 +33,8 @@ from pipelines.job import connect
 from trainers.engine import fit
 from trainers.engine.data import anchored
 from trainers.engine.run import check_cluster, cluster
-from trainers.fusion import Fusion, FusionConfig, Sources
+from trainers.fusion import opened
+from trainers.sources import FusionConfig
 from trainers.space import Between, OneOf
 
 BEGUN, TUNE = "_begun.json", "tune"
@@ -119,7 +120,7 @@ class Swept:
 def run(cfg: SweepConfig) -> Swept:
     """Raises CxrayError where data sets do not go together, the cluster is too small, or every trial failed."""
     out = cfg.output()
-    Sources(cfg)  # says now what does not go together, and not each trial by itself
+    opened(cfg)  # says now what does not go together, and not each trial by itself
     _has_room(cfg)
     _same_sweep(cfg, out)
     return finish(cfg, search(cfg, trial))
@@ -131,8 +132,8 @@ def trial(values: dict[str, Any], cfg: SweepConfig) -> dict[str, Any]:
 
     id = tune.get_context().get_trial_id()
     one = cfg.with_values(values, into=f"{cfg.into}/trials/{id}")
-    sources = Sources(one)
-    fitted = fit(Fusion(one, sources), one.training, sources.data(one), one.output(), made_by=sources.made_by(one))
+    task, data, made_by = opened(one)
+    fitted = fit(task, one.training, data, one.output(), made_by)
     record(one.output(), "train", one, one.inputs(), fitted.__dict__)
     metric = one.training.metric
     return {metric: fitted.best[metric], "epoch": fitted.epochs, "ended": True}

@@ -66,7 +66,8 @@ def make(out: Path, shape: str, rows: int) -> None:
 
     from models.encoders import load_image, load_text
     from pipelines.search import index
-    from trainers.fusion import Fusion, FusionConfig, Sources
+    from trainers.fusion import Fusion
+    from trainers.sources import FusionConfig, Sources
 
     torch.manual_seed(0)
     of: dict[str, Any] = {"num_hidden_layers": LAYERS, "image_size": 224, "patch_size": 16} | SHAPES[shape]
