@@ -17,7 +17,7 @@ from pydantic import Field
 from contracts.dataset import Dataset, open_dataset
 from contracts.errors import CxrayError
 from contracts.pages import NOT_FOR_DIAGNOSIS
-from contracts.runs import read_run, record
+from contracts.runs import finished, read_run, record
 from contracts.storage import Place
 from evaluation import leaks
 from evaluation.calibration import Rule, apply, fit, logit
@@ -108,13 +108,26 @@ def run(cfg: EvaluateConfig) -> EvaluateSummary:
         (folder / "calibration.json").write(json.dumps(calibration, indent=1, allow_nan=False).encode())
         (folder / "README.md").write(on_card((folder / "README.md").read_text(), found).encode())
     told = {"studies": found["test"]["studies"], "warnings": found["warnings"], "not_fitted": found["not_fitted"]}
+    told |= {"radiologists": found["radiologists"] and found["radiologists"]["file_sha256"]}
     record(out, "evaluate", cfg, cfg.inputs(), plain(told | {"macro": {m: found["test"]["macro"][m] for m in ("auroc", "auprc", "ece")}}))
     return EvaluateSummary(str(out), found)
 
 
+def unchanged(verb: str, cfg: EvaluateConfig) -> bool:
+    """True where the judgement of just these settings stands, and the radiologists' file is what it was."""
+    before = read_run(cfg.output())
+    if before is None or not finished(cfg.output(), verb, cfg, cfg.inputs()):
+        return False
+    return not cfg.radiologists or before["summary"].get("radiologists") == _sha256(cfg.at(cfg.radiologists))
+
+
+def _sha256(file: Place) -> str:
+    return hashlib.sha256(file.read()).hexdigest()
+
+
 def _model(where: Place, data: Dataset) -> dict[str, Any]:
     """What the model's config.json says. Raises CxrayError where the predictions are of other weights: their calibration is not its own."""
-    weights = hashlib.sha256((where / "model/model.safetensors").read()).hexdigest()
+    weights = _sha256(where / "model/model.safetensors")
     if data.manifest.get("weights") != weights:
         raise CxrayError(f"{data.place}: not predicted with the weights in {where}/model; predict again, or name the run that did (`run`)")
     return json.loads((where / "model/config.json").read())
@@ -149,7 +162,7 @@ def _second(cfg: EvaluateConfig, test: Predictions, shared: Any) -> dict[str, An
     rows = known(labels).any(axis=1)
     of = test.scores[rows], test.groups[rows]
     by_reports = judged(of[0], test.labels[rows], of[1], *shared)
-    told = {"policy": RADIOLOGISTS_POLICY, "file_sha256": hashlib.sha256(file.read()).hexdigest()}
+    told = {"policy": RADIOLOGISTS_POLICY, "file_sha256": _sha256(file)}
     same = {"findings": {f: one["auroc"] for f, one in by_reports["findings"].items()}, "macro": by_reports["macro"]["auroc"]}
     return told | judged(of[0], labels[rows], of[1], *shared) | {"auroc_by_reports": same}
 

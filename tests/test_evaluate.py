@@ -20,7 +20,7 @@ from contracts.schema import COHORT, predictions_schema
 from contracts.storage import place
 from evaluation import leaks
 from evaluation.calibration import apply, thresholds
-from evaluation.evaluate import EvaluateConfig, EvaluateSummary, run
+from evaluation.evaluate import EvaluateConfig, EvaluateSummary, run, unchanged
 from evaluation.intervals import resample, statistic
 from evaluation.judged import MEASURES
 from evaluation.metrics import ece, judge, sensitivity_at
@@ -300,6 +300,10 @@ def test_radiologists_are_a_second_reference_on_test(tmp_path):
     assert by["findings"]["Pneumonia"]["auroc"]["value"] == pytest.approx(1 - reports["Pneumonia"]["value"])
     assert by["findings"]["Edema"]["auroc"]["value"] == pytest.approx(reports["Edema"]["value"])
     assert by["findings"]["Fracture"]["auroc"]["value"] is None and by["findings"]["No Finding"]["n_unknown"] == 45
+    cfg = load(EvaluateConfig, {"out": str(tmp_path), "resamples": 50, "radiologists": file, "run": "fusion"})
+    assert unchanged("evaluate", cfg)
+    Path(file).write_text(Path(file).read_text() + "98,0.0,,\n")
+    assert not unchanged("evaluate", cfg), "another file under the same name is another reference"
     alone, _, _ = evaluate(tmp_path)
     assert alone["calibration"] == found["calibration"] and alone["test"] == found["test"]
 
