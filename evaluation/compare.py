@@ -36,8 +36,8 @@ class Comparison:
     variant: str
     baseline: str
     subset: str | None
-    value: float  # macro AUROC, mean over seeds
-    baseline_value: float
+    auroc: Interval  # macro, mean over seeds; with what chance does to it by itself
+    baseline_auroc: Interval
     difference: Interval
     by_seed: tuple[float, ...]
     p: float
@@ -58,8 +58,8 @@ class Comparison:
             else "one seed, so the noise of training is not in it"
         )
         return (
-            f"{self.variant}{where}: {self.verdict}; macro AUROC over {self.over} findings {self.value:.3f} against "
-            f"{self.baseline_value:.3f} of {self.baseline}, difference {d.value:+.3f} (95 % interval {d.low:+.3f} to {d.high:+.3f}, "
+            f"{self.variant}{where}: {self.verdict}; macro AUROC over {self.over} findings {self.auroc.value:.3f} against "
+            f"{self.baseline_auroc.value:.3f} of {self.baseline}, difference {d.value:+.3f} (95 % interval {d.low:+.3f} to {d.high:+.3f}, "
             f"Holm-adjusted p = {self.p:.3g}; {self.studies:,} studies of {self.patients:,} patients; {alike})."
         )
 
@@ -131,7 +131,14 @@ def _against(subset: Subset, drawn: _Drawn, baseline: str, findings: Sequence[st
     over = int((~np.isnan(old[0])).sum())
     seeds = len(old)
     told = 2 * (seeds - 1)
-    luck = np.random.default_rng([seed, seeds]).standard_t(told, resamples) if told else np.zeros(resamples)
+    rng = np.random.default_rng([seed, seeds])
+    luck = rng.standard_t(told, resamples) if told else np.zeros(resamples)
+    of_one = rng.standard_t(seeds - 1, resamples) if told else np.zeros(resamples)
+
+    def by_itself(values: np.ndarray, drawn: np.ndarray) -> Interval:
+        spread = np.sqrt(values.var(ddof=1) / seeds) if told else 0.0
+        return interval(float(values.mean()), macro(drawn.mean(axis=0)) + spread * of_one)
+
     found = []
     for variant in [v for v in drawn.auroc if v != baseline]:
         new, new_drawn = (a[:, keep] for a in drawn.auroc[variant])
@@ -144,8 +151,8 @@ def _against(subset: Subset, drawn: _Drawn, baseline: str, findings: Sequence[st
                 variant=variant,
                 baseline=baseline,
                 subset=subset.name,
-                value=float(value.mean()),
-                baseline_value=float(baseline_value.mean()),
+                auroc=by_itself(value, new_drawn),
+                baseline_auroc=by_itself(baseline_value, old_drawn),
                 difference=interval(float(by_seed.mean()), differences),
                 by_seed=tuple(by_seed.tolist()),
                 p=p_value(differences) if over else np.nan,

@@ -41,8 +41,7 @@ def subgroups(cohort: Dataset, judged: Predictions) -> dict[str, dict[str, np.nd
         views.setdefault(study, set()).add(view or "not stated")
     view = [next(iter(own)) if len(own := views[study]) == 1 else "several" for study in judged.studies]
     age = one["chart_age"].to_numpy()
-    disease = [i for i, name in enumerate(judged.targets) if name != "No Finding"]
-    count = (judged.labels[:, disease] == POSITIVE).sum(axis=1)
+    count = counts(cohort, judged.studies)
     visit = np.where(pc.is_valid(one["stay_id"]).to_numpy(), "with a visit", "without")
     return {
         "sex": _by(np.array([s or "not stated" for s in one["chart_sex"].to_pylist()])),
@@ -51,6 +50,14 @@ def subgroups(cohort: Dataset, judged: Predictions) -> dict[str, dict[str, np.nd
         "emergency visit": _by(visit),
         "number of findings": _by(np.array([str(c) if c < COUNTS else f"{COUNTS} or more" for c in count])),
     }
+
+
+def counts(cohort: Dataset, studies: np.ndarray) -> np.ndarray:
+    """How many findings each of these studies of the cohort has, int [n]: of all but 'No Finding', whichever a model was asked about."""
+    columns = [label_column(f) for f in FINDINGS if f != "No Finding"]
+    table = cohort.table(["study_id", *columns])
+    own = table.take(pc.index_in(pa.array(studies.tolist(), pa.string()), value_set=table["study_id"].combine_chunks()))
+    return np.sum([pc.fill_null(pc.equal(own[c], POSITIVE), False).to_numpy() for c in columns], axis=0)
 
 
 def rare(cohort: Dataset, targets: Sequence[str]) -> list[str]:

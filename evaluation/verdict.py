@@ -20,6 +20,7 @@ from evaluation.predictions import Predictions
 from evaluation.studies import COUNTS
 
 ALL = "all findings"
+MANY = f"studies of {COUNTS} or more findings"
 _TURNED: dict[Verdict, Verdict] = {"helps": "hurts", "hurts": "helps", "no difference shown": "no difference shown"}
 
 
@@ -30,8 +31,8 @@ def turned(c: Comparison) -> Comparison:
         c,
         variant=c.baseline,
         baseline=c.variant,
-        value=c.baseline_value,
-        baseline_value=c.value,
+        auroc=c.baseline_auroc,
+        baseline_auroc=c.auroc,
         difference=Interval(-d.value, -d.high, -d.low, d.dropped),
         by_seed=tuple(-s for s in c.by_seed),
         verdict=_TURNED[c.verdict],
@@ -39,13 +40,20 @@ def turned(c: Comparison) -> Comparison:
 
 
 def judged(
-    said: Mapping[str, Sequence[Predictions]], treatment: str, controls: Sequence[str], groups: Mapping[str, Sequence[str]], resamples: int
+    said: Mapping[str, Sequence[Predictions]],
+    treatment: str,
+    controls: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    many: np.ndarray,
+    resamples: int,
 ) -> dict[str, Any]:
-    """said: {variant: the predictions of each seed}, of the same studies. groups: {name: findings to compare on by themselves}.
+    """said: {variant: the predictions of each seed}, of the same studies. groups: {name: findings to compare on by themselves}; many: bool
+    [n], the studies of so many findings that they are compared by themselves.
 
     -> 'answer' (words); 'knowledge_gain_low' and 'shuffled_gain_low': the lowest lower bound of the differences of macro AUROC between
-    the treatment, or the control that gains most, and its rivals, so that above 0 means better than each of them; 'gains': the same by
-    part; 'comparisons': each difference with its interval and adjusted p; 'auroc': {variant: {finding or 'macro': mean over seeds}}.
+    the treatment, or the control that gains most, and its rivals, so that above 0 means better than each of them (of 95 % intervals as they
+    are; the words go by p, which Holm's method adjusts, and can be more careful); 'gains': the same by part; 'comparisons': each
+    difference with its interval and adjusted p; 'auroc': {variant: {finding or 'macro': mean over seeds}}.
     Raises CxrayError where variants were asked about other studies.
     """
     first = said[treatment][0]
@@ -53,7 +61,7 @@ def judged(
         raise CxrayError("the variants predicted other studies: delete the ablation's folder, and run it again")
     rivals = [v for v in said if v != treatment and v not in controls]
     found = {v: [p.scores for p in runs] for v, runs in said.items()}
-    parts = subsets(first, groups)
+    parts = subsets(first, groups, many)
 
     def against(one: str, others: Sequence[str]) -> list[Comparison]:
         chosen = {v: found[v] for v in (one, *others)}
@@ -86,13 +94,9 @@ def judged(
     }
 
 
-def subsets(judged: Predictions, groups: Mapping[str, Sequence[str]]) -> list[Subset]:
-    """Groups of findings, and the studies of three or more findings; left out is where no finding has both classes."""
-    disease = [i for i, f in enumerate(judged.targets) if f != "No Finding"]
-    many = (judged.labels[:, disease] == 1).sum(axis=1) >= COUNTS
-    parts = [Subset(name, findings=tuple(own)) for name, own in groups.items()] + [
-        Subset(f"studies of {COUNTS} or more findings", rows=many)
-    ]
+def subsets(judged: Predictions, groups: Mapping[str, Sequence[str]], many: np.ndarray) -> list[Subset]:
+    """Groups of findings, and the studies of many findings; left out is where no finding has both classes."""
+    parts = [*(Subset(name, findings=tuple(own)) for name, own in groups.items()), Subset(MANY, rows=many)]
     return [p for p in parts if _both(judged, p)]
 
 
@@ -132,9 +136,9 @@ def page(found: Mapping[str, Any]) -> Page:
         "How this was asked",
         f"The same network, budget and rows; {len(found['seeds'])} seeds each; {found['studies']:,} studies of {found['patients']:,} "
         f"patients of the test split; labels by the policy {found['policy']}. Differences are of macro AUROC, paired, with 95 % intervals "
-        "over resampled patients and the noise of training; p is adjusted by Holm's method, on the whole and over all parts. 'image only' "
-        "has the image, 'chart only' the chart in numbers; variants with a note have both, and the words besides. A shuffled one reads "
-        "the passages of another patient.",
+        "over resampled patients and the noise of training; in brackets behind each AUROC its own, which is wider, for nothing is paired. "
+        "p is adjusted by Holm's method, on the whole and over all parts; intervals are not. 'image only' has the image, 'chart only' the "
+        "chart in numbers; variants with a note have both, and the words besides. A shuffled one reads the passages of another patient.",
     )
     for part in dict.fromkeys(c["subset"] or ALL for c in found["comparisons"]):
         own = [c for c in found["comparisons"] if (c["subset"] or ALL) == part]
@@ -163,8 +167,8 @@ def _row(c: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
         c["variant"],
         c["baseline"],
-        c["value"],
-        c["baseline_value"],
+        str(Interval(**c["auroc"])),
+        str(Interval(**c["baseline_auroc"])),
         *(f"{d[k]:+.3f}" for k in ("value", "low", "high")),
         c["p"],
         c["verdict"],

@@ -41,7 +41,10 @@ def test_helps_hurts_and_no_difference(made):
     assert {v: c.verdict for v, c in found.items()} == {"better": "helps", "worse": "hurts", "same": "no difference shown"}
     for c in found.values():
         assert c.difference.low <= c.difference.value <= c.difference.high
-        assert c.difference.value == pytest.approx(c.value - c.baseline_value) == pytest.approx(np.mean(c.by_seed))
+        assert c.difference.value == pytest.approx(c.auroc.value - c.baseline_auroc.value) == pytest.approx(np.mean(c.by_seed))
+        for one in (c.auroc, c.baseline_auroc):
+            assert one.low < one.value < one.high
+            assert one.high - one.low > 1.2 * (c.difference.high - c.difference.low), "what is hard for both is in each one's, not between"
     assert found["better"].difference.low > 0 > found["worse"].difference.high
     assert (found["better"].studies, found["better"].patients, found["better"].over) == (N, N // 3, 3)
 
@@ -50,8 +53,8 @@ def test_the_sentence_is_made_from_the_numbers(made):
     runs, labels, groups = made
     c = next(c for c in compare(runs, "image", labels, groups, NAMES, resamples=500) if c.variant == "better")
     for part in (
-        f"{c.value:.3f}",
-        f"{c.baseline_value:.3f} of image",
+        f"{c.auroc.value:.3f}",
+        f"{c.baseline_auroc.value:.3f} of image",
         f"{c.difference.value:+.3f}",
         f"{c.difference.low:+.3f} to",
         "3 of 3 seeds",

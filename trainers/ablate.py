@@ -37,7 +37,7 @@ from contracts.runs import finished, record
 from contracts.schema import SPLITS
 from evaluation.metrics import plain
 from evaluation.predictions import Predictions, read
-from evaluation.studies import rare
+from evaluation.studies import COUNTS, counts, rare
 from evaluation.verdict import judged, page
 from models.encoders.device import choose
 from models.mdfnet import MODALITIES
@@ -219,7 +219,8 @@ def run(cfg: AblateConfig) -> Ablated:
             if name == cfg.treatment and "passage" in cfg.variants[name].kinds:
                 looks.append(looked_at(task, module, bench.data, seed))
     groups = {"rare findings": tuple(rare(bench.sources.cohort, cfg.findings)), **cfg.groups}
-    found = judged(said, cfg.treatment, cfg.controls, groups, cfg.resamples)
+    many = counts(bench.sources.cohort, said[cfg.treatment][0].studies) >= COUNTS
+    found = judged(said, cfg.treatment, cfg.controls, groups, many, cfg.resamples)
     found |= {"evidence": evidence(looks, cfg.resamples) if looks else None, "policy": cfg.policy.name, "seeds": list(cfg.seeds)}
     (out / "metrics.json").write(json.dumps(plain(found), indent=1, allow_nan=False).encode())
     (out / "report.html").write(page(found).html().encode())
