@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from contracts.dataset import open_dataset
+from contracts.errors import RowError
 from contracts.schema import Schema, features_schema
 from contracts.storage import Place
 from models.encoders import load_image
 from models.encoders.base import ImageEncoder
 from models.encoders.grid import pool_grid, quantise
 from pipelines.images.stored import from_stored
-from pipelines.job import KEY_NAMES, Job, RowsConfig, Summary, block
+from pipelines.job import Job, RowsConfig, Summary, block, each
 from pipelines.pool import EncoderResources, encoder_pool, one_thread_on_cpu
 
 
@@ -52,18 +53,40 @@ class EncodeImages:
         self.encoder, self.grid, self.schema = load_image(name), grid, schema
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """(keys, image) -> FEATURES."""
-        pictures = np.stack([from_stored(data) for data in batch["image"].to_pylist()])
-        keys = batch.select(KEY_NAMES).to_pylist()
-        return block([key | row for key, row in zip(keys, encoded(self.encoder, self.grid, pictures), strict=True)], self.schema)
+        """(keys, image) -> FEATURES. A stored picture that was damaged since, or that the encoder cannot put into numbers, is a reject."""
+        rows = list(each(batch, lambda row: {"picture": from_stored(row["image"])}))
+        good = [row for row in rows if "picture" in row]
+        for row, found in zip(good, self.rows([row.pop("picture") for row in good]), strict=True):
+            row |= found
+        return block(rows, self.schema)
+
+    def rows(self, pictures: list[np.ndarray]) -> list[dict[str, Any]]:
+        """What FEATURES holds of each; of a batch that is refused each by itself, or why not."""
+        if not pictures:
+            return []
+        try:
+            return encoded(self.encoder, self.grid, np.stack(pictures))
+        except RowError as error:
+            if len(pictures) == 1:
+                return [{"reason": error.reason, "lasting": error.lasting}]
+            return [row for picture in pictures for row in self.rows([picture])]
 
 
 def encoded(encoder: ImageEncoder, grid: int, pictures: np.ndarray) -> list[dict[str, Any]]:
-    """uint8 [B, 518, 518] -> what FEATURES holds of each: `embedding` and, where the encoder has any, `tokens` and `token_scales`."""
+    """uint8 [B, 518, 518] -> what FEATURES holds of each: `embedding` and, where the encoder has any, `tokens` and `token_scales`.
+
+    Raises RowError not_finite where one of them makes the encoder overflow.
+    """
     found = encoder(pictures)
+    if not np.isfinite(found.embedding).all():
+        raise RowError("not_finite")
     rows: list[dict[str, Any]] = [{"embedding": embedding} for embedding in found.embedding]
     if found.tokens is not None and grid:
-        tokens, scales = quantise(pool_grid(found.tokens, encoder.grid, grid))
+        pooled = pool_grid(found.tokens, encoder.grid, grid)
+        try:
+            tokens, scales = quantise(pooled)
+        except ValueError as error:
+            raise RowError("not_finite") from error
         for row, token, scale in zip(rows, tokens, scales, strict=True):
             row |= {"tokens": token.tobytes(), "token_scales": scale.tobytes()}
     return rows

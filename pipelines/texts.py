@@ -9,14 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import ValidationError
 
 from contracts.chart import CHART_COLUMNS, Chart
 from contracts.dataset import Dataset, open_dataset
+from contracts.errors import RowError
 from contracts.schema import Schema, Section, texts_schema
 from contracts.storage import Place
 from models.encoders import load_text
 from pipelines.inputs.reading import Inputs, InputsConfig
-from pipelines.job import KEY_NAMES, Job, RowsConfig, Summary, block
+from pipelines.job import Job, RowsConfig, Summary, block, each
 from pipelines.knowledge.retrieve import Knowledge
 from pipelines.pool import EncoderResources, encoder_pool, one_thread_on_cpu
 
@@ -67,28 +69,31 @@ class EncodeTexts:
         gc.freeze()  # what stays for good need not be walked again with every batch of charts
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """(keys, study_id, chart, report sections) -> TEXTS."""
-        rows = batch.to_pylist()
-        charts = [Chart.from_row(row, indication=self.cfg.notes.indication) for row in rows]
-        readings = self.inputs(charts, [row["group_id"] for row in rows])
-        done = [
-            {k: row[k] for k in (*KEY_NAMES, "study_id")}
-            | {"segments": reading.rows(), "note_tokens": reading.tokens, "note_cut": reading.cut}
-            | {"removed": [{"rule": rule, "count": n} for rule, n in sorted(reading.note.removed.items())]}
-            for row, reading in zip(rows, readings, strict=True)
-        ]
-        self._reports(rows, done)
-        return block(done, self.schema)
+        """(keys, study_id, chart, report sections) -> TEXTS. A chart that holds what no chart may is a reject."""
+        rows = list(each(batch, self._read))
+        if good := [row for row in rows if "chart" in row]:
+            readings = self.inputs([row["chart"] for row in good], [row["group_id"] for row in good])
+            for row, reading in zip(good, readings, strict=True):
+                row |= {"segments": reading.rows(), "note_tokens": reading.tokens, "note_cut": reading.cut}
+                row |= {"removed": [{"rule": rule, "count": n} for rule, n in sorted(reading.note.removed.items())]}
+            self._reports(good)
+        return block(rows, self.schema)
 
-    def _reports(self, rows: list[dict[str, Any]], done: list[dict[str, Any]]) -> None:
+    def _read(self, row: dict[str, Any]) -> dict[str, Any]:
+        report = " ".join(part for s in self.cfg.report if (part := row[f"report_{s}"]))
+        try:
+            return {"study_id": row["study_id"], "chart": Chart.from_row(row, indication=self.cfg.notes.indication), "report": report}
+        except ValidationError:
+            raise RowError("bad_chart") from None
+
+    def _reports(self, rows: list[dict[str, Any]]) -> None:
         """Add the report's embedding where there is a report: what a model is held against, never what it is given."""
-        said = [" ".join(part for s in self.cfg.report if (part := row[f"report_{s}"])) for row in rows]
-        have = [i for i, text in enumerate(said) if text]
+        have = [row for row in rows if row["report"]]
         if not have:
             return
-        found = self.encoder([said[i] for i in have])
-        for i, vector, tokens, cut in zip(have, found.embedding, found.tokens, found.truncated, strict=True):
-            done[i] |= {"report_embedding": vector, "report_tokens": int(tokens), "report_truncated": bool(cut)}
+        found = self.encoder([row["report"] for row in have])
+        for row, vector, tokens, cut in zip(have, found.embedding, found.tokens, found.truncated, strict=True):
+            row |= {"report_embedding": vector, "report_tokens": int(tokens), "report_truncated": bool(cut)}
 
 
 def _told(texts: Dataset) -> list[str]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import planted
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pytest import approx
@@ -11,12 +12,13 @@ from contracts.chart import Chart
 from contracts.config import load
 from contracts.dataset import open_dataset
 from contracts.errors import CxrayError
+from contracts.schema import texts_schema
 from contracts.storage import place
 from models.encoders import load_text
 from pipelines.inputs.reading import Inputs
 from pipelines.knowledge import base
 from pipelines.knowledge.retrieve import Knowledge
-from pipelines.texts import TextsConfig, run
+from pipelines.texts import EncodeTexts, TextsConfig, run
 from pipelines.verify import verify
 
 STAYS = range(12)
@@ -73,6 +75,18 @@ def test_serving_reads_a_chart_as_training_did(made):
             assert [s.get(key) for s in served] == [s[key] if key != "score" or s[key] is None else approx(s[key]) for s in row["segments"]]
         for one, other in zip(served, row["segments"], strict=True):
             assert np.array_equal(one.get("embedding"), other["embedding"])
+
+
+def test_a_chart_that_holds_what_no_chart_may_is_a_reject_and_its_neighbours_are_rows(made):
+    out, _ = made
+    table = open_dataset(place(out / "cohort"), "cohort").table()
+    step = EncodeTexts(load(TextsConfig, {"out": str(out)}), texts_schema(384))
+    for spoilt, reasons in ((["X"], ["bad_chart", None, None]), (["X"] * 3, ["bad_chart"] * 3)):
+        batch = table.slice(0, 3)
+        sexes = pa.array([*spoilt, *batch["chart_sex"].to_pylist()[len(spoilt) :]])
+        found = step(batch.set_column(batch.column_names.index("chart_sex"), "chart_sex", sexes))
+        assert sorted(found["reason"].to_pylist(), key=str) == sorted(reasons, key=str)
+        assert found["segments"].null_count == found["report_embedding"].null_count == len(spoilt)
 
 
 def test_no_word_of_the_report_or_the_diagnosis_gets_into_a_note(made):
