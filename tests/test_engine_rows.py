@@ -1,5 +1,7 @@
 """The engine's rows: which make which step, how they are read, and what is said where data do not fit."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from toy_task import Toy, losses, run, toy_config, toy_data
+from toy_task import Toy, losses, run, stored, toy_config, toy_data
 
 from contracts.errors import CxrayError
+from contracts.schema import texts_schema
 from trainers.engine import Data
-from trainers.engine.data import Rows, value
+from trainers.engine.data import Rows, cached, value
 from trainers.engine.order import Order
 from trainers.engine.settings import micros
 
@@ -79,17 +82,51 @@ def test_the_order_of_files_does_not_matter(tmp_path: Path, data: Data):
 
 def test_rows_are_copied_to_the_node_once(tmp_path: Path, data: Data):
     def copies() -> set[tuple[str, int]]:
-        return {(p.name, p.stat().st_ino) for p in (tmp_path / "cache").glob("*.arrow")}
+        return {(p.name, p.stat().st_ino) for p in (tmp_path / "cache").rglob("*.arrow")}
 
     Rows(Toy(), data, "train", 0, str(tmp_path / "cache"))
     first = copies()
     assert len(first) == 2
     Rows(Toy(), data, "validate", 0, str(tmp_path / "cache"))
     assert copies() == first
-    other = toy_data(tmp_path / "other", train=49)  # another place, or another version of the files, is another copy
+    other = toy_data(tmp_path / "other", train=49)  # of another place there is another copy
     Rows(Toy(), other, "train", 0, str(tmp_path / "cache"))
     assert len(copies()) == 4
-    assert not list((tmp_path / "cache").glob("*.part"))
+    shutil.rmtree(tmp_path / "data")
+    Rows(Toy(), toy_data(tmp_path / "data", train=48), "train", 0, str(tmp_path / "cache"))  # of another version in the place of the first
+    assert len(copies()) == 4
+    assert not copies() & first
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_nobody_else_can_look_at_the_rows(tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch):
+    """Not even where somebody else made the folder first, whose name is easily guessed."""
+    Rows(Toy(), data, "train", 0, str(tmp_path / "cache"))
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o755)
+    with pytest.raises(CxrayError, match="is another user's or open to others: delete it"):
+        Rows(Toy(), data, "train", 0, str(tmp_path / "cache"))
+    another = os.getuid() + 1
+    (tmp_path / "cache" / f"cxray-rows-{another}").mkdir(mode=0o700)
+    monkeypatch.setattr(os, "getuid", lambda: another)
+    with pytest.raises(CxrayError, match="is another user's"):
+        Rows(Toy(), data, "train", 0, str(tmp_path / "cache"))
+
+
+def test_numbers_deep_in_a_column_are_looked_at(tmp_path: Path):
+    """As in `segments` of texts, where a passage has no vector of its own, and all else no score."""
+    kind = texts_schema(2).columns.field("segments").type
+    good = [{"kind": "note", "embedding": [1.0, 2.0]}, {"kind": "passage", "score": 0.5}]
+    for name, segment in (("vector", {"kind": "note", "embedding": [1.0, np.nan]}), ("score", {"kind": "passage", "score": np.inf})):
+        for rows in ([good, None, []], [good, [*good, segment]]):
+            table = pa.table({"row_id": [str(i) for i in range(len(rows))], "segments": pa.array(rows, kind)})
+            texts = stored(tmp_path / f"{name} {len(rows)}", table, 1)
+            if len(rows) == 3:
+                assert cached(texts, ["segments"], tmp_path / "cache").exists()
+            else:
+                with pytest.raises(CxrayError, match="column 'segments' holds numbers that are not finite"):
+                    cached(texts, ["segments"], tmp_path / "cache")
 
 
 def test_lists_of_structs_come_as_views(tmp_path: Path):

@@ -7,6 +7,7 @@ order that is known beforehand (order.py) possible.
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,17 +87,38 @@ def places(wanted: Any, there: Any, where: str) -> np.ndarray:
 def cached(source: Dataset, columns: Sequence[str], folder: Path) -> Path:
     """The data set's row_id and `columns` as an Arrow file on this node's disk; written once, by whichever worker comes first.
 
-    Raises CxrayError for numbers that are not finite, and where the disk is full.
+    Copies of the data set as it was before are deleted. Raises CxrayError for numbers that are not finite, where the disk is full, and
+    where others could look into the folder.
     """
-    name = hashlib.sha256(repr((source.place.uri, source.version, sorted(columns))).encode()).hexdigest()[:16]
+    where, version, which = (_hash(said) for said in (source.place.uri, source.version, repr(sorted(columns))))
+    name = f"{where}-{version}-{which}"
     file, part = folder / f"{name}.arrow", folder / f"{name}.part"
     with told(Place(str(folder))):
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{name}.lock"):
+        _private(folder)
+        with FileLock(folder / f"{where}.lock"):
+            for old in folder.glob(f"{where}-*"):
+                if not old.name.startswith(f"{where}-{version}-"):
+                    old.unlink()
             if not file.exists():
                 _write(source, ["row_id", *columns], part)
                 part.replace(file)
     return file
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _private(folder: Path) -> None:
+    """Make the folder, which is to hold pictures and texts of patients. Raises CxrayError where it is not this user's alone."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    there = folder.lstat()
+    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & 0o077:
+        raise CxrayError(
+            f"{folder}: patients' rows are to be copied here, and it is another user's or open to others: delete it, or name another "
+            "place by resources.cache"
+        )
 
 
 def _write(source: Dataset, columns: list[str], file: Path) -> None:
@@ -112,9 +134,11 @@ def _write(source: Dataset, columns: list[str], file: Path) -> None:
 
 
 def _finite(column: Any) -> bool:
-    """False where a column of floats, or of lists of them, holds NaN or infinity."""
-    while pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
-        column = column.flatten()
+    """False where a column of floats, or of lists and structs with floats somewhere in them, holds NaN or infinity."""
+    if pa.types.is_struct(column.type):
+        return all(_finite(child) for child in column.flatten())
+    if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
+        return _finite(column.flatten())
     if not pa.types.is_floating(column.type) or not len(column):
         return True
     return bool(pc.all(pc.is_finite(column.cast(pa.float64()) if pa.types.is_float16(column.type) else column)).as_py() is not False)
@@ -167,7 +191,7 @@ class Rows(torch.utils.data.Dataset):
     """A split, by (epoch, row number): the row with the task's columns, prepared by the task."""
 
     def __init__(self, task: Task, data: Data, split: str, seed: int, cache: str | None = None) -> None:
-        folder = Path(cache) if cache else Path(tempfile.gettempdir()) / f"cxray-rows-{os.getuid()}"
+        folder = Path(cache or tempfile.gettempdir()) / f"cxray-rows-{os.getuid()}"
         self.task, self.seed, self.keys = task, seed, data.split(split)
         ids = self.keys["row_id"]
         large, small = data.plan(task.columns)
