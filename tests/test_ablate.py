@@ -149,13 +149,16 @@ def test_variants_differ_in_what_is_shown_and_in_nothing_else():
 class Base:
     """In the place of a knowledge folder: eight passages, an axis each."""
 
-    fingerprint = "k"
+    fingerprint, told = "k", "Eight."
 
     def __init__(self, where: Place) -> None:
         self.ids = [f"k{i}" for i in range(8)]
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         return np.eye(8, dtype=np.float32)[[int(i[1:]) for i in ids]]
+
+    def copy(self, folder: Path) -> None:
+        folder.mkdir()
 
 
 def stored(folder: Path, rows: list[dict[str, Any]], schema: Schema, **about: Any) -> None:

@@ -215,16 +215,17 @@ def test_calibration_is_applied_where_there_is_one(copy, predictor):
 
 
 def _config(key, value):
-    def spoil(run: Path) -> None:
-        said = json.loads((run / "model/config.json").read_text())
-        *path, last = key.split(".")
-        inner = said
-        for part in path:
-            inner = inner[part]
-        inner[last] = value
-        (run / "model/config.json").write_text(json.dumps(said))
+    return lambda run: _edit(run / "model/config.json", key, value)
 
-    return spoil
+
+def _edit(file: Path, key: str, value) -> None:
+    said = json.loads(file.read_text())
+    *path, last = key.split(".")
+    inner = said
+    for part in path:
+        inner = inner[part]
+    inner[last] = value
+    file.write_text(json.dumps(said))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def _config(key, value):
         (_config("encoders.image.fingerprint", "x"), "`hog:` has other weights now"),
         (_config("clinical.names", ["age"]), "not one of this version"),
         (_config("network.dim", 32), "does not hold the weights"),
-        (_config("knowledge.uri", "/nowhere"), "/nowhere: the knowledge that this model reads is not there"),
+        (lambda run: shutil.rmtree(run / "model/knowledge"), "the passages that this model reads are missing"),
         (_config("knowledge.fingerprint", "x"), "another knowledge base"),
     ],
 )
@@ -248,6 +249,43 @@ def test_a_model_that_is_not_whole_says_so(copy, spoil, sentence):
     spoil(copy)
     with pytest.raises(CxrayError, match=sentence):
         load(copy)
+
+
+def test_a_model_alone_predicts_the_same_to_the_byte(out, predictor, tmp_path):
+    studies = [(jpeg(n), chart(n)) for n in range(4)]
+    here = predictor.predict_batch(studies)
+    alone = Path(shutil.copytree(out / "fusion/model", tmp_path / "model"))
+    away = out.rename(out.with_name("away"))  # run, knowledge and data sets
+    try:
+        there = load(alone, device="cpu").predict_batch(studies)
+    finally:
+        away.rename(out)
+    assert [(s.probabilities, s.evidence) for s in there] == [(s.probabilities, s.evidence) for s in here]
+    assert any(s.evidence for s in there)
+    assert {f.suffix for f in alone.rglob("*.*")} == {".safetensors", ".json", ".parquet", ".faiss", ".npy", ".md"}, "nothing unpickles"
+
+
+def test_a_models_card_names_what_it_carries(out, tmp_path):
+    cfg = read(FusionConfig, json.loads((out / "fusion/run.json").read_text())["config"])
+    assert Fusion(cfg, Sources(cfg)).limits.endswith(
+        "`knowledge/` holds 3 passages (passages.jsonl: 3), each under the licence of its source."
+    )
+    of_reports = Path(shutil.copytree(out / "knowledge", tmp_path / "knowledge"))
+    _edit(of_reports / "model/config.json", "reports", True)
+    assert Knowledge(place(of_reports)).told.endswith("keep it where the data may be kept.")
+
+
+def test_a_knowledge_base_that_was_made_anew_is_not_exported(out, tmp_path):
+    cfg = read(FusionConfig, json.loads((out / "fusion/run.json").read_text())["config"])
+    task = Fusion(cfg, Sources(cfg))
+    task.mean = task.scale = np.zeros(1)
+    anew = Path(shutil.copytree(out / "knowledge", tmp_path / "knowledge"))
+    _edit(anew / "model/config.json", "fingerprint", "x")
+    task.made = task.made.model_copy(update={"knowledge": {**task.made.knowledge, "uri": str(anew)}})
+    (tmp_path / "model").mkdir()
+    with pytest.raises(CxrayError, match="another knowledge base now than when training began"):
+        task.export(task.build(), tmp_path / "model")
+    assert not (tmp_path / "model/knowledge").exists()
 
 
 def test_a_model_knows_how_its_dicoms_were_shown(out, tmp_path):

@@ -56,6 +56,7 @@ class Fusion(Task):
         known = sources.knowledge
         self.unfrozen: list[Side] = [side for side in cfg.unfreeze.encoders if self.made.encoders[side]] if cfg.unfreeze else []
         self.passages = {i: place for place, i in enumerate(known.ids)} if known else {}
+        self.limits = f"{type(self).limits} {known.told}" if known else type(self).limits
         # Of each passage what the network reads of it: its vector, or where the text encoder trains along its words.
         self.passage_vectors: Any = known.vectors(known.ids) if known and "text" not in self.unfrozen else ()
         if known and not np.isfinite(self.passage_vectors).all():
@@ -221,6 +222,11 @@ class Fusion(Task):
         save_model(model, str(folder / "model.safetensors"))
         said = self._about() | {"clinical": {"names": CLINICAL, "mean": self.mean.tolist(), "scale": self.scale.tolist()}}
         (folder / "config.json").write_text(json.dumps(said, indent=1))
+        if self.made.knowledge and self.passages:  # a model in use fetches passages too
+            known = Knowledge(Place(self.made.knowledge["uri"], self.cfg.storage))
+            if known.fingerprint != self.made.knowledge["fingerprint"]:
+                raise CxrayError(f"{known.where}: is another knowledge base now than when training began; put that back, then train on")
+            known.copy(folder / "knowledge")
 
     def _about(self) -> dict[str, Any]:
         """Of config.json all but what `fit` learnt."""

@@ -4,8 +4,8 @@
     said = predictor.predict(Path("chest.dcm").read_bytes(), {"age": 67, "chief_complaint": "Dyspnea"}, attention=True)
     said.probabilities["Edema"], said.evidence[0].text, said.attention.patches
 
-`model/`, the knowledge folder that it names and its encoders are enough. Everything goes the pipelines' own way, so that a study's
-tensors are those that the model was trained on, byte for byte.
+`model/` is enough, but for the weights of its encoders, which it names (a hub's, or a folder's). Everything goes the pipelines' own
+way, so that a study's tensors are those that the model was trained on, byte for byte.
 """
 
 import json
@@ -159,11 +159,10 @@ class Model:
         made = self.made.knowledge
         if made is None or "passage" not in self.said["kinds"] or "text" not in self.said["modalities"]:
             return None
-        where = place(made["uri"], self.where.options)
-        if not (where / "model" / "config.json").exists():
+        where = self.where / "knowledge"
+        if not (where / "config.json").exists():
             raise CxrayError(
-                f"{where}: the knowledge that this model reads is not there; put it back, or write its place into "
-                f"{self.where / 'config.json'} (knowledge.uri)"
+                f"{where}: the passages that this model reads are missing; copy `model/` whole, or export it again by training"
             )
         knowledge = Knowledge(where)
         if knowledge.fingerprint != made["fingerprint"]:

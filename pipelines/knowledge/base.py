@@ -33,7 +33,7 @@ from models.encoders.base import TextEncoder
 from pipelines.job import VerbConfig
 from pipelines.knowledge.corpus import TEXT_FIELDS, Chunker, files_of, read_corpus
 from pipelines.knowledge.lexical import FILES, Lexical
-from pipelines.knowledge.retrieve import COLUMNS, KIND, VERSION
+from pipelines.knowledge.retrieve import COLUMNS, KIND, OF_PATIENTS, VERSION
 from pipelines.search.vectors import grown
 
 PASSAGES = Path(__file__).parent / "passages"
@@ -270,9 +270,7 @@ def _write(model: Place, about: dict[str, Any], passages: list[Passage], tokens:
 def _model_card(about: dict[str, Any]) -> str:
     sources = "\n".join(f"- {name}: {count:,}" for name, count in about["sources"].items())
     topics = ", ".join(f"{name} ({count:,})" for name, count in list(about["topics"].items())[:30])
-    patients = "It holds the reports of patients of the train split: keep it where the data may be kept." if about["reports"] else (
-        "It holds no patient's data unless a corpus that was read into it does."
-    )  # fmt: skip
+    patients = OF_PATIENTS if about["reports"] else "It holds no patient's data unless a corpus that was read into it does."
     return f"""# Knowledge folder
 
 {NOT_FOR_DIAGNOSIS}

@@ -10,6 +10,7 @@ Nothing here encodes: a segment comes with its embedding, of the encoder that ma
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import faiss
@@ -25,6 +26,7 @@ from pipelines.search.vectors import HNSW_SEARCH, Vectors
 
 KIND, VERSION = "knowledge", 1  # what config.json says; the version goes up when the same folder would answer otherwise
 COLUMNS = ("id", "topic", "source", "text", "group_id", "document", "tokens")
+OF_PATIENTS = "It holds the reports of patients of the train split: keep it where the data may be kept."
 
 # A score is a weighted mean of three parts, each in [0, 1]: cosine, BM25 as s / (s + HALF), and the rarest name.
 # Chosen by hand on the questions of benchmarks/knowledge.py, whose heading has what was tried, and on synthetic lists of medicines.
@@ -63,10 +65,11 @@ class Knowledge:
     """An opened knowledge folder. Raises CxrayError where there is none, or one of another version."""
 
     def __init__(self, where: Place) -> None:
+        """where: what `cxray knowledge` made, or its `model/` by itself."""
         self.where = where
-        model = where / "model"
+        self._model = model = where / "model" if (where / "model" / "config.json").exists() else where
         about = _about(where, model)
-        files = about["files"]
+        self._about, files = about, about["files"]
         self.encoder: dict[str, Any] = about["encoder"]
         self.fingerprint: str = about["fingerprint"]
         fs, path = (model / files["passages"]).arrow()
@@ -104,6 +107,20 @@ class Knowledge:
 
     def source(self, id: str) -> str:
         return self._sources[self._place[id]].as_py()
+
+    @property
+    def told(self) -> str:
+        """What is in it, for the card of a model that carries it."""
+        sources = ", ".join(f"{name}: {count:,}" for name, count in self._about["sources"].items())
+        said = f"`knowledge/` holds {len(self):,} passages ({sources}), each under the licence of its source."
+        return f"{said} {OF_PATIENTS}" if self._about["reports"] else said
+
+    def copy(self, folder: Path) -> None:
+        """All that answers, into a new folder on this disk, which can be opened in the place of this one."""
+        folder.mkdir()
+        files = self._about["files"]
+        for name in ("README.md", files["passages"], files["vectors"], *files["lexical"], "config.json"):
+            (folder / name).write_bytes((self._model / name).read())
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         """float32 [ids, dim], unit length."""
