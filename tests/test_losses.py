@@ -8,11 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
+from toy_task import Toy
 
 from contracts.errors import CxrayError
 from contracts.findings import FINDINGS, label_column
-from trainers.losses import LossConfig, combined, focal, pos_weight, summed, weighted_bce
+from trainers.losses import LossConfig, combined, focal, pos_weight, weighted_bce
 from trainers.targets import Policy, label_columns, targets
 
 EDEMA, NONE, DEVICES = (FINDINGS.index(f) for f in ("Edema", "No Finding", "Support Devices"))
@@ -133,7 +135,7 @@ def test_a_masked_label_has_no_loss_and_no_gradient_whatever_stands_in_its_place
     logits, target, mask, weight = batch
     cfg = LossConfig()
     clean = logits.clone().requires_grad_()
-    summed(combined(cfg, clean, target, mask, weight), mask)[0].backward()
+    combined(cfg, clean, target, mask, weight).sum().backward()
     spoilt = torch.where(mask, logits, 1e4).requires_grad_()
     losses = combined(cfg, spoilt, torch.where(mask, target, NAN), mask, weight)
     losses.sum().backward()
@@ -142,27 +144,31 @@ def test_a_masked_label_has_no_loss_and_no_gradient_whatever_stands_in_its_place
     assert torch.equal(spoilt.grad, clean.grad) and (clean.grad[mask] != 0).all()
 
 
-def test_a_batch_without_a_label_has_loss_zero_and_weight_zero(batch):
+def test_a_batch_without_a_label_has_loss_zero(batch):
     logits, _, mask, weight = batch
-    losses = combined(LossConfig(), logits, torch.full_like(logits, NAN), torch.zeros_like(mask), weight)
-    assert [x.item() for x in summed(losses, torch.zeros_like(mask))] == [0, 0]
+    assert not combined(LossConfig(), logits, torch.full_like(logits, NAN), torch.zeros_like(mask), weight).any()
 
 
-def test_one_rank_equals_two_uneven_halves(batch):
+def test_a_step_in_one_batch_equals_one_in_two_uneven_parts(batch):
+    """What a step accumulates. (Parts on two ranks: test_engine.py.)"""
     logits, target, mask, weight = batch
-    mask[:4] = False  # the first rank has few labels: a mean of means would not do
+    mask[:4] = False  # the first part has few labels: a mean of means would not do
 
-    def of(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        return summed(combined(LossConfig(), x[rows], target[rows], mask[rows], weight), mask[rows])
+    class Weighed(Toy):
+        def loss(self, model, batch) -> Tensor:
+            return combined(LossConfig(), model(batch["x"]), batch["y"], batch["mask"], weight).sum()
 
-    x = logits.clone().requires_grad_()
-    total, count = of(slice(None))
-    (one,) = torch.autograd.grad(total / count, x)
-    (first, a), (second, b) = of(slice(5)), of(slice(5, None))
-    (two,) = torch.autograd.grad((first + second) / (a + b), x)
-    torch.testing.assert_close((first + second) / (a + b), total / count)
-    torch.testing.assert_close(two, one)
-    assert not torch.isclose((first / a + second / b) / 2, total / count)
+    def step(*parts: slice) -> tuple[float, Tensor]:
+        x = logits.clone().requires_grad_()
+        micros = [{"x": x[part], "y": target[part], "mask": mask[part]} for part in parts]
+        loss = Weighed().step(lambda x: x, micros, lambda loss: loss.backward())["loss"]
+        assert x.grad is not None
+        return loss, x.grad
+
+    (one, grad), (two, same) = step(slice(None)), step(slice(5), slice(5, None))
+    assert two == pytest.approx(one, rel=1e-6)
+    torch.testing.assert_close(same, grad)
+    assert (step(slice(5))[0] + step(slice(5, None))[0]) / 2 != pytest.approx(one, rel=1e-2)
 
 
 def test_pos_weight_is_negatives_by_positives_of_known_labels_and_capped():

@@ -65,11 +65,6 @@ def _unmasked(logits: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Ten
     return torch.where(mask, logits.float(), 0.0), torch.where(mask, target.float(), 0.0), mask.float()
 
 
-def summed(losses: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """-> the sum of the losses, and its weight: the labels it is a sum over. Both add up over micro-batches and ranks."""
-    return losses.sum(), mask.sum().to(losses.dtype)
-
-
 def pos_weight(target: np.ndarray, mask: np.ndarray, findings: Sequence[str], cap: float, drawn: np.ndarray | None = None) -> np.ndarray:
     """Negatives by positives of each finding, at most `cap`; float32 [F]. To be taken of the train split alone.
 
