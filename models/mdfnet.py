@@ -9,8 +9,6 @@ and nobody reads it: its content cannot reach the output. Everything is computed
 every parameter has a gradient on every rank, whatever a batch lacks.
 """
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -157,10 +155,7 @@ class Text(nn.Module):
     def __init__(self, config: MDFNetConfig) -> None:
         super().__init__()
         self.project = nn.Linear(config.text_dim, config.dim)
-        self.kinds = nn.Embedding(len(KINDS), config.dim)
-        nn.init.normal_(
-            self.kinds.weight, std=0.02
-        )  # no louder than a segment's own vector, which is of unit length before it is projected
+        self.kinds = KindEmbedding(len(KINDS), config.dim)
         self.norm = nn.LayerNorm(config.dim)
         self.absent = absent(config.dim)
 
@@ -266,13 +261,33 @@ class BatchNorm(nn.BatchNorm1d):
         return done.to(self.weight.dtype)
 
 
+# Layers that begin otherwise than PyTorch's do so in `reset_parameters`, which their constructor calls: under ZeRO-3 a layer's weights are
+# cut up as soon as it stands, and what sets them afterwards sets nothing. (What PyTorch draws is drawn all the same, so that the layers
+# made after it begin with one seed as they always did.)
+
+
+class KindEmbedding(nn.Embedding):
+    """No louder at first than a segment's own vector, which is of unit length before it is projected."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.normal_(self.weight, std=0.02)
+
+
+class EvenScore(nn.Linear):
+    """The same score for every token at first."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.weight)
+
+
 class Pool(nn.Module):
     """A mean whose weights are learned, one score a token; the plain mean at first."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.score = nn.Linear(dim, 1, bias=False)
-        nn.init.zeros_(self.score.weight)
+        self.score = EvenScore(dim, 1, bias=False)
 
     def forward(self, tokens: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B, N, dim], keep bool [B, N] -> [B, dim] and weights float32 [B, N]."""
@@ -313,24 +328,9 @@ def split(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def parts(model: MDFNet, encoders: Mapping[str, nn.Module] | None = None) -> dict[str, int]:
-    """Parameters by component, in the order of the data's way. `encoders`: those attached to it, by name."""
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in _components(model, encoders).items()}
-
-
-def describe(model: MDFNet, encoders: Mapping[str, nn.Module] | None = None) -> str:
-    """A table of `parts`: all parameters, and those that are trained."""
-    every = parts(model, encoders)
-    trained = {name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in _components(model, encoders).items()}
-    rows = [(name, every[name], trained[name]) for name in every]
-    rows.append(("total", sum(every.values()), sum(trained.values())))
-    head = f"{'component':<20} {'parameters':>14} {'trained':>14}"
-    return "\n".join([head, *(f"{name:<20} {n:>14,} {left:>14,}" for name, n, left in rows)])
-
-
-def _components(model: MDFNet, encoders: Mapping[str, nn.Module] | None) -> dict[str, nn.Module]:
+def components(model: MDFNet) -> dict[str, nn.Module]:
+    """What it is made of, in the order of the data's way; every parameter is in one of them."""
     return {
-        **(encoders or {}),
         "vision projection": model.vision,
         "text projection": model.text,
         "clinical": model.clinical,

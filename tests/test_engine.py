@@ -21,14 +21,16 @@ from contracts.config import load
 from contracts.dataset import open_dataset
 from contracts.errors import CxrayError
 from contracts.storage import Place
-from trainers.engine import Data, TrainerConfig, dry_run, fit
+from trainers.engine import Data, TrainerConfig, dry_run, fit, loop, watch
 from trainers.engine.board import curves
+from trainers.engine.context import Context
 from trainers.engine.loop import schedule
 from trainers.engine.plain import load_weights
-from trainers.engine.run import check_cluster
+from trainers.engine.run import check_cluster, export
 
 # What two ranks are asked to do: name -> (settings, task, checkpoints until it is cut short, the name whose checkpoint it goes on from).
 STAGES = (0, 1, 2, 3)
+LOUD = 45.0  # so that float16's first two scales overflow, and the fourth does not
 TWO = {"resources": {"workers": 2}, "epochs": 2}
 JOBS: dict[str, tuple[dict[str, Any], dict[str, Any], int | None, str | None]] = {
     **{f"stage {s}": ({"zero_stage": s}, {}, None, None) for s in STAGES},
@@ -41,9 +43,12 @@ JOBS: dict[str, tuple[dict[str, Any], dict[str, Any], int | None, str | None]] =
     "poison": ({"zero_stage": 2}, {"poison": 3}, None, None),
     "other model": ({"zero_stage": 2, "checkpoint_steps": 2}, {"wide": 3}, None, "cut 2"),
     "other stage": ({"zero_stage": 1, "checkpoint_steps": 2}, {}, None, "cut 2"),
+    "more workers": ({"checkpoint_steps": 2}, {}, None, "one worker"),
+    **{f"mdfnet {s}": ({"zero_stage": s}, {"fused": True}, None, None) for s in (0, 3)},
     # Last, because DeepSpeed keeps the precision for the process, which trains one model in life.
     "bf16": ({"zero_stage": 2, "precision": "bf16"}, {}, None, None),
-    "fp16": ({"zero_stage": 0, "precision": "fp16"}, {}, None, None),
+    **{f"fp16 cut {s}": ({"zero_stage": s, "precision": "fp16", "checkpoint_steps": 2}, {"loud": LOUD}, 1, None) for s in STAGES},
+    **{f"fp16 {s}": ({"zero_stage": s, "precision": "fp16", "checkpoint_steps": 2}, {"loud": LOUD}, None, f"fp16 cut {s}") for s in STAGES},
 }
 
 
@@ -60,7 +65,7 @@ def rank_of_two(rank: int, world: int, folder: Path, jobs: dict[str, Any]) -> No
         if source:
             shutil.copytree(folder / source, own, dirs_exist_ok=True) if rank == 0 else None
             torch.distributed.barrier()
-        cfg = toy_config(folder, **TWO, **settings) if world == 2 else toy_config(folder, deepspeed=True, **settings)
+        cfg = toy_config(folder, **TWO, **settings)
         try:
             said = run(own, Toy(**how), cfg, data, rank, world, cut_after, resume=own / "checkpoint" if source else None)
         except Cut:
@@ -87,6 +92,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     data = toy_data(folder / "data")
     pq.write_table(data.small[0], folder / "data" / "labels.parquet")
+    with pytest.raises(Cut):
+        run(folder / "one worker", Toy(), toy_config(folder, checkpoint_steps=2), data, cut_after=1)
     torch.multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
         rank_of_two, (2, folder, JOBS), nprocs=2
     )
@@ -104,9 +111,11 @@ def said(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name / "said.json").read_text())
 
 
-@pytest.mark.parametrize("name", [*(f"stage {s}" for s in STAGES), *(f"resumed {s}" for s in STAGES), "offload", "one forward"])
+@pytest.mark.parametrize(
+    "name", [*(f"stage {s}" for s in STAGES), *(f"resumed {s}" for s in STAGES), "more workers", "offload", "one forward"]
+)
 def test_two_ranks_train_as_one_process_does(name: str, two_ranks: Path, alone: tuple[Path, dict[str, Any]]):
-    """ZeRO 0 to 3, with gradients accumulated and labels masked; cut in mid-epoch and resumed as well."""
+    """ZeRO 0 to 3, with gradients accumulated and labels masked; cut in mid-epoch and resumed as well, also by one worker and by two."""
     there, (folder, here) = said(two_ranks, name), alone
     assert len(losses(here)) == 6
     np.testing.assert_allclose(losses(there), losses(here), rtol=2e-6)
@@ -127,11 +136,44 @@ def test_augmentation_is_of_the_row_not_of_the_rank(two_ranks: Path, alone: tupl
     assert max(abs(np.subtract(losses(here), losses(alone[1])))) > 1e-3
 
 
+def test_the_fusion_network_begins_and_trains_on_two_ranks_as_in_one_process(two_ranks: Path, alone: tuple[Path, dict[str, Any]]):
+    folder = alone[0]
+    here = losses(run(folder / "fused", Toy(fused=True), toy_config(folder, micro_batch=16), toy_data(folder / "fused data")))
+    for stage in (0, 3):
+        np.testing.assert_allclose(losses(said(two_ranks, f"mdfnet {stage}")), here, rtol=1e-5)
+
+
+def test_float16_finds_its_scale_and_keeps_it_at_every_stage(two_ranks: Path, alone: tuple[Path, dict[str, Any]]):
+    """A step that overflows is left out, and the next scale is half of it, also after a resume; else gradients are as ever, and clipped."""
+    folder = alone[0]
+    cfg = toy_config(folder, micro_batch=16, precision="fp16")
+    here = run(folder / "loud", Toy(loud=LOUD), cfg, toy_data(folder / "loud data"))
+    expected = [s["grad_norm"] for s in here["steps"]]
+    for stage in STAGES:
+        there = said(two_ranks, f"fp16 {stage}")
+        scales, norms = ([s[name] for s in there["steps"]] for name in ("scale", "grad_norm"))
+        fine = np.isfinite(norms)
+        assert not fine[:2].any() and fine.sum() >= 3
+        assert scales == [2.0 ** (16 - (~fine[:i]).sum()) for i in range(6)]
+        np.testing.assert_allclose(np.array(norms)[fine], np.array(expected)[fine], rtol=0.05)
+        np.testing.assert_allclose(losses(there), losses(here), rtol=0.03)
+
+
+def test_a_gradient_that_no_scale_helps_is_said(tmp_path: Path):
+    """Else every step would be left out, for ever."""
+
+    class Endless(Toy):
+        def step(self, model: Any, micros: Any, backward: Any) -> dict[str, float]:
+            return super().step(model, micros, lambda loss: backward(loss * math.inf))
+
+    with pytest.raises(CxrayError, match=r"the gradient is (nan|inf) at step 1 of epoch 5: lower lr"):
+        run(tmp_path, Endless(), toy_config(tmp_path, precision="fp16", epochs=9), toy_data(tmp_path / "data"))
+
+
 def test_half_precision_and_batch_norm_in_training_on_two_ranks(two_ranks: Path, alone: tuple[Path, dict[str, Any]]):
-    for precision in ("bf16", "fp16"):
-        half = losses(said(two_ranks, precision))
-        np.testing.assert_allclose(half, losses(alone[1]), rtol=0.02)
-        assert half != pytest.approx(losses(alone[1]), rel=1e-6)  # it did compute in it
+    half = losses(said(two_ranks, "bf16"))
+    np.testing.assert_allclose(half, losses(alone[1]), rtol=0.02)
+    assert half != pytest.approx(losses(alone[1]), rel=1e-6)  # it did compute in it
     assert all(math.isfinite(x) for x in losses(said(two_ranks, "norm")))
     buffers = load_file(two_ranks / "norm" / "checkpoint" / "weights.safetensors")
     assert buffers["body.1.running_mean"].abs().max() > 0
@@ -142,7 +184,7 @@ def test_half_precision_and_batch_norm_in_training_on_two_ranks(two_ranks: Path,
     [
         ("poison", "the loss is nan at step 2 of epoch 0: lower lr"),
         ("other model", "the last checkpoint is of another model"),
-        ("other stage", "the last checkpoint was written with another zero_stage"),
+        ("other stage", "the last checkpoint was written with zero_stage 2: set it back"),
     ],
 )
 def test_two_ranks_say_what_is_wrong(name: str, sentence: str, two_ranks: Path):
@@ -154,6 +196,20 @@ def test_fewer_workers_than_wrote_the_checkpoint(stage: int, two_ranks: Path):
     cfg = toy_config(two_ranks, zero_stage=stage, checkpoint_steps=2)
     with pytest.raises(CxrayError, match=f"written by 2 workers at ZeRO stage {stage}.* now there are 1: set resources.workers to 2"):
         run(two_ranks, Toy(), cfg, toy_data_again(two_ranks), resume=two_ranks / f"cut {stage}" / "checkpoint")
+
+
+def test_one_worker_goes_on_from_many_at_stage_0(two_ranks: Path, monkeypatch: pytest.MonkeyPatch):
+    """With DeepSpeed, whose checkpoint it is. (That DeepSpeed can: test_engine_ray.py, where a node is lost.)"""
+
+    class Asked(Exception):
+        pass
+
+    def sharded(*_: Any) -> None:
+        raise Asked
+
+    monkeypatch.setattr(loop, "Sharded", sharded)
+    with pytest.raises(Asked):
+        run(two_ranks, Toy(), toy_config(two_ranks, checkpoint_steps=2), toy_data_again(two_ranks), resume=two_ranks / "cut 0/checkpoint")
 
 
 # ---- one process ----
@@ -190,6 +246,36 @@ def test_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Path, data:
     assert (at["best_epoch"], at["best"], at["over"]) == (1, {"brier": 0.2}, True)
     scores = [m["score"] for m in at["reported"]]
     assert sorted(range(4), key=scores.__getitem__) == [3, 0, 2, 1]  # by which checkpoints are kept: NaN is worst, of equals the first
+    stored = json.loads((tmp_path / "checkpoint" / "position.json").read_text(), parse_constant=pytest.fail)  # JSON has no NaN
+    assert stored["position"]["epochs"][3]["brier"] is None
+    again = run(tmp_path, Fixed(), toy_config(tmp_path, epochs=9, patience=2), data, resume=tmp_path / "checkpoint")
+    assert math.isnan(again["epochs"][3]["brier"])
+
+
+def test_a_metric_that_is_undefined_decides_nothing(tmp_path: Path, data: Data):
+    class Undefined(Toy):
+        def metrics(self, predictions: Any) -> dict[str, float]:
+            return {"brier": math.nan}
+
+    with pytest.raises(CxrayError, match="metric brier is undefined on the validate split"):
+        run(tmp_path, Undefined(), toy_config(tmp_path), data)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_node_that_is_about_to_go_is_saved_from_once(tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch):
+    """It is announced from the second step of five on, another one from the fourth on."""
+    monkeypatch.setattr(watch, "LOOK_S", 0.0)  # look after every step
+    announced = iter([(), ("a",), ("a",), ("a", "b"), ("a", "b")])
+    at = run(tmp_path, Toy(), toy_config(tmp_path, epochs=1, batch=10, micro_batch=5), data, leaving=lambda: next(announced))
+    assert [m["step"] for m in at["reported"]] == [2, 4, 0]
+
+
+def test_how_often_is_looked_whether_a_node_is_about_to_go():
+    looks = []
+    seen = watch.Watch(Context(0, 1, torch.device("cpu"), lambda *_: None, leaving=lambda: looks.append(step) or ()))
+    for step in range(1, 59):
+        seen.announced(1.0 if step < 12 else 0.01 if step < 37 else 6.0)
+    assert looks == [1, 6, 11, 16, 36, 56, 57, 58]  # after 5 seconds as the steps before went, and after 20 steps at most
 
 
 def test_a_batch_without_a_label_teaches_nothing():
@@ -285,15 +371,48 @@ def test_tensorboard_and_curves(tmp_path: Path, data: Data):
 def test_dry_run_says_what_it_saw(tmp_path: Path, data: Data):
     seen = dry_run(Toy(), toy_config(tmp_path, zero_stage=3, resources={"workers": 2}), data)
     assert seen.shapes["x"] == "float32 [4, 10]"
-    assert seen.parameters["all"] == (259, 259)
+    assert seen.parameters["total"] == (259, 259)
     assert seen.parameters["head"] == (51, 51)
     assert seen.exported == ["config.json", "model.safetensors"]
     assert seen.metrics["rows"] == 4
     text = str(seen)
-    assert all(word in text for word in ("x: float32 [4, 10]", "259 parameters", "loss", "checkpoint", "GB"))
+    assert all(
+        word in text for word in ("x: float32 [4, 10]", "total                           259            259", "loss", "checkpoint", "GB")
+    )
     assert not (tmp_path / "cache").exists()
     with pytest.raises(CxrayError, match="the loss is nan at step 0"):
         dry_run(Toy(poison=1), toy_config(tmp_path), data)
+    with pytest.raises(CxrayError, match="batch 6 on 2 workers in micro-batches of 2 leaves one"):  # on one worker it would not
+        dry_run(Toy(frozen_norm=False), toy_config(tmp_path, batch=6, micro_batch=2, resources={"workers": 2}), data)
+    with pytest.raises(CxrayError, match="no classes to balance"):
+        dry_run(Toy(), toy_config(tmp_path, sampling="balanced"), data)
+
+
+def test_a_gpu_whose_memory_is_full(tmp_path: Path, data: Data):
+    class Large(Toy):
+        def loss(self, model: Any, batch: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    with pytest.raises(CxrayError, match=r"^the GPU's memory is full: lower micro_batch \(4\)"):
+        dry_run(Large(), toy_config(tmp_path), data)
+
+
+def test_a_model_that_was_written_by_half_is_none(tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch):
+    cfg, out, write = toy_config(tmp_path, epochs=1), Place(str(tmp_path / "run")), Place.write
+    run(tmp_path, Toy(), cfg, data)
+    weights = tmp_path / "checkpoint" / "weights.safetensors"
+    export(Toy(), cfg, weights, out, "a card")
+    assert sorted(p.name for p in (tmp_path / "run" / "model").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+    def full(self: Place, content: bytes) -> None:
+        if self.name == "model.safetensors":
+            raise OSError("no space left")
+        write(self, content)
+
+    monkeypatch.setattr(Place, "write", full)
+    with pytest.raises(OSError):
+        export(Toy(), cfg, weights, out, "a card")
+    assert not (tmp_path / "run" / "model" / "config.json").exists()
 
 
 @pytest.mark.parametrize(

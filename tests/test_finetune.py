@@ -294,7 +294,7 @@ def test_a_dry_run_goes_through_it_all(out):
     cfg = config(out, into="dry")
     task, sources = Fusion(cfg, Sources(cfg)), Sources(cfg)
     seen = dry_run(task, cfg.training, sources.data(cfg))
-    assert seen.exported == ["config.json", "encoder.safetensors", "model.safetensors"] and seen.parameters["encoder"][1] > 0
+    assert seen.exported == ["config.json", "encoder.safetensors", "model.safetensors"] and seen.parameters["image encoder"][1] > 0
 
 
 def test_what_does_not_go_together_is_said_before_training(out, tmp_path):

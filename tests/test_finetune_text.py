@@ -293,7 +293,7 @@ def test_a_dry_run_goes_through_it_all(out):
     seen = dry_run(Fusion(cfg, sources := Sources(cfg)), cfg.training, sources.data(cfg))
     own = [name for name in seen.exported if not name.startswith("knowledge/")]
     assert own == ["config.json", "encoder.safetensors", "model.safetensors", "text_encoder.safetensors"]
-    assert all(seen.parameters[name][1] > 0 for name in ("encoder", "text_encoder", "fusion"))
+    assert all(seen.parameters[name][1] > 0 for name in ("image encoder", "text encoder", "text projection", "head"))
 
 
 def test_the_image_encoder_alone(out):

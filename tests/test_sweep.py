@@ -21,7 +21,7 @@ from contracts.errors import CxrayError
 from contracts.storage import Place
 from trainers import sweep
 from trainers.engine import TrainerConfig, fit
-from trainers.engine.run import free, named_after
+from trainers.engine.patches import free, named_after
 from trainers.losses import LossConfig
 from trainers.sources import FusionConfig
 from trainers.space import Between, OneOf

@@ -21,7 +21,7 @@ from contracts.errors import CxrayError
 from contracts.runs import finished, read_run, record
 from evaluation.metrics import judge
 from models.encoders.grid import dequantise
-from models.mdfnet import KINDS, MODALITIES, MDFNet, MDFNetConfig
+from models.mdfnet import KINDS, MODALITIES, MDFNet, MDFNetConfig, components
 from models.unfrozen import Unfrozen
 from pipelines.images.stored import from_stored
 from pipelines.inputs.clinical import CLINICAL
@@ -126,6 +126,13 @@ class Fusion(Task):
         for tower in (model.encoder, model.text_encoder):
             found += finetune.groups(tower, rate, self.cfg.unfreeze.layer_decay) if tower is not None else []
         return found
+
+    def parts(self, model: nn.Module) -> dict[str, nn.Module]:
+        if isinstance(model, MDFNet):
+            return components(model)
+        assert isinstance(model, Unfrozen)
+        towers = {"image encoder": model.encoder, "text encoder": model.text_encoder}
+        return {name: tower for name, tower in towers.items() if tower is not None} | components(model.fusion)
 
     def prepare(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         values = np.asarray(row["clinical"], np.float32)

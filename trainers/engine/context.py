@@ -1,7 +1,7 @@
 """Where a worker stands: what Ray Train, or a test without it, gives the loop."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from contracts.storage import Place
 @dataclass
 class Context:
     """Where a worker stands. report: metrics of rank 0, and this rank's part of a checkpoint (a folder, which becomes the reporter's);
-    every rank calls it equally often. leaving: the same answer on all ranks."""
+    every rank calls it equally often. leaving: the nodes that are about to be taken away, the same on all ranks, which all ask."""
 
     rank: int
     world: int
     device: torch.device
     report: Callable[[dict[str, Any], Path | None], None]
     resume: Path | None = None  # the last checkpoint, of all ranks
-    leaving: Callable[[], bool] = lambda: False
+    leaving: Callable[[], Collection[str]] = tuple
     board: Place | None = None  # a folder for TensorBoard
 
 
@@ -34,6 +34,14 @@ def into(folder: Path) -> Callable[[dict[str, Any], Path | None], None]:
             shutil.rmtree(part)
 
     return report
+
+
+def from_first(value: Any, ctx: Context) -> Any:
+    """Rank 0's value, on all ranks."""
+    said = [value]
+    if ctx.world > 1:
+        torch.distributed.broadcast_object_list(said, device=ctx.device)
+    return said[0]
 
 
 def moved(batch: Any, device: torch.device) -> Any:

@@ -19,7 +19,18 @@ from contracts.dataset import Dataset
 from contracts.storage import Place, told
 from trainers.engine.context import Context, into, moved
 from trainers.engine.data import Data, Rows
-from trainers.engine.loop import Position, check_device, checkpoint, known, last, one_step, resume, start
+from trainers.engine.loop import (
+    Position,
+    check_device,
+    check_norms,
+    checkpoint,
+    known,
+    last,
+    one_step,
+    resume,
+    start,
+    within_memory,
+)
 from trainers.engine.order import Order
 from trainers.engine.settings import TrainerConfig, check_rows, micros
 from trainers.engine.task import Task
@@ -28,7 +39,7 @@ from trainers.engine.validate import predictions
 
 @dataclass
 class Seen:
-    """What a dry run saw. seconds: of each stage. parameters: (all, those that train) of each part of the model."""
+    """What a dry run saw. seconds: of each stage. parameters: (all, those that train) of each part of the model, and in total."""
 
     shapes: dict[str, str] = field(default_factory=dict)
     parameters: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -42,7 +53,8 @@ class Seen:
     def __str__(self) -> str:
         lines = ["dry run: one batch through everything, on this machine, without Ray and DeepSpeed"]
         lines += [f"  batch   {name}: {shape}" for name, shape in self.shapes.items()]
-        lines += [f"  model   {name}: {all_:,} parameters, {trained:,} train" for name, (all_, trained) in self.parameters.items()]
+        lines += [f"  model   {'component':<20} {'parameters':>14} {'trained':>14}"]
+        lines += [f"  model   {name:<20} {all_:>14,} {trained:>14,}" for name, (all_, trained) in self.parameters.items()]
         lines += [f"  loss    {self.loss:.6g}", f"  metrics {', '.join(f'{k} {v:.4g}' for k, v in self.metrics.items())} (few rows)"]
         lines += [f"  written checkpoint {self.checkpoint_bytes / 1e6:.1f} MB; model/ {', '.join(self.exported)}"]
         lines += ["  seconds " + ", ".join(f"{name} {s:.2f}" for name, s in self.seconds.items())]
@@ -59,11 +71,14 @@ def dry_run(task: Task, cfg: TrainerConfig, data: Data) -> Seen:
     )  # fmt: skip
     device = torch.device("cuda" if cfg.resources.gpus and torch.cuda.is_available() else "cpu")
     check_device(device, cfg)
-    with tempfile.TemporaryDirectory() as there:
+    with within_memory(cfg), tempfile.TemporaryDirectory() as there:
         folder = Path(there)
         ctx = Context(0, 1, device, into(folder / "checkpoint"))
         with _timed(seen, "fit"):
-            task.fit(data.small_columns("train", task.columns))
+            table = data.small_columns("train", task.columns)
+            task.fit(table)
+            if cfg.sampling == "balanced":
+                task.balance(table)
         with _timed(seen, "data"):
             few = _few(data, cfg, task, folder)
             rows, held_out = (Rows(task, few, split, cfg.seed, str(folder / "rows")) for split in ("train", "validate"))
@@ -72,8 +87,9 @@ def dry_run(task: Task, cfg: TrainerConfig, data: Data) -> Seen:
             batches = [moved(b, device) for b in batches[: micros(cfg.batch, cfg.micro_batch, 1)]]
         seen.shapes = {k: _shape(v) for k, v in batches[0].items()}
         with _timed(seen, "model"):
-            motor = start(task, alone, ctx)
-        seen.parameters = {"all": _count(motor.module)} | {name: _count(part) for name, part in motor.module.named_children()}
+            motor = start(task, alone, ctx, sharded=False)
+            check_norms(motor.module, cfg)
+        seen.parameters = {n: _count(part) for n, part in {**task.parts(motor.module), "total": motor.module}.items()}
         at = Position()
         with _timed(seen, "step"):
             motor.model.train()

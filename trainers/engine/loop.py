@@ -5,6 +5,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from contracts.errors import CxrayError
+from evaluation.metrics import plain
 from trainers.engine.board import Board
-from trainers.engine.context import Context, moved
+from trainers.engine.context import Context, from_first, moved
 from trainers.engine.data import Data, Rows
 from trainers.engine.order import Order, Stream
 from trainers.engine.plain import Plain, outline
@@ -25,9 +27,9 @@ from trainers.engine.settings import TrainerConfig, check_rows, micros, smallest
 from trainers.engine.sharded import Sharded
 from trainers.engine.task import Batch, Task
 from trainers.engine.validate import predictions
+from trainers.engine.watch import Watch
 
 POSITION, WEIGHTS = "position.json", "weights.safetensors"
-LOOK_EVERY = 20  # steps between two looks whether a node is about to be taken away (each is a round trip)
 
 
 @dataclass
@@ -51,10 +53,10 @@ def train(ctx: Context, task: Task, cfg: TrainerConfig, data: Data, weights: np.
     """
     check_device(ctx.device, cfg)
     said = last(cfg, ctx)
+    motor = start(task, cfg, ctx, sharded=cfg.sharded or (said is not None and said["sharded"]))
     rows, held_out = (Rows(task, data, split, cfg.seed, cfg.resources.cache) for split in ("train", "validate"))
     check_rows(cfg, len(rows), len(held_out))
     order = Order(len(rows), cfg.batch, cfg.micro_batch, cfg.seed, weights)
-    motor = start(task, cfg, ctx)
     rates = [group["lr"] for group in motor.optimizer.param_groups]
     at = resume(motor, said, ctx.resume) if said and ctx.resume else Position()
     if not said:  # a wrong name is said now, not after an epoch
@@ -62,7 +64,7 @@ def train(ctx: Context, task: Task, cfg: TrainerConfig, data: Data, weights: np.
         known(cfg, agreed(task.metrics, predictions(task, motor.model, held_out, cfg, ctx, few), ctx))
     batches = load(rows, task, cfg, Stream(order, ctx.rank, ctx.world, (at.epoch, at.step), cfg.epochs))
     parts = micros(cfg.batch, cfg.micro_batch, ctx.world)
-    board = Board(ctx.board if ctx.rank == 0 else None)
+    board, watch = Board(ctx.board if ctx.rank == 0 else None), Watch(ctx)
     while not at.over:
         motor.model.train()
         while at.step < order.steps:
@@ -77,7 +79,8 @@ def train(ctx: Context, task: Task, cfg: TrainerConfig, data: Data, weights: np.
             at.steps.append(done)
             at.step += 1
             board.write("train", number, done)
-            if at.step < order.steps and due(at.step, cfg, ctx):
+            leaving = watch.announced(done["seconds"])
+            if at.step < order.steps and (leaving or (cfg.checkpoint_steps and at.step % cfg.checkpoint_steps == 0)):
                 checkpoint(ctx, motor, cfg, at, {"loss": done["loss"]})
         one_mind(motor.module, ctx)
         judge(cfg, at, agreed(task.metrics, predictions(task, motor.model, held_out, cfg, ctx), ctx), order.steps)
@@ -87,8 +90,8 @@ def train(ctx: Context, task: Task, cfg: TrainerConfig, data: Data, weights: np.
     return asdict(at)
 
 
-def start(task: Task, cfg: TrainerConfig, ctx: Context) -> Plain | Sharded:
-    """The model, the same on every rank, and what takes its steps."""
+def start(task: Task, cfg: TrainerConfig, ctx: Context, sharded: bool) -> Plain | Sharded:
+    """The model, the same on every rank, and what takes its steps. sharded: by DeepSpeed."""
 
     def build() -> nn.Module:
         torch.manual_seed(cfg.seed)
@@ -99,15 +102,10 @@ def start(task: Task, cfg: TrainerConfig, ctx: Context) -> Plain | Sharded:
                 raise CxrayError(f"activation_checkpointing: {type(module).__name__} cannot; set it to false")
             enable()
         module.train()
-        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-        if norms and smallest_micro(cfg.batch, cfg.micro_batch, ctx.world) < 2:
-            raise CxrayError(
-                f"batch norm needs at least two rows: batch {cfg.batch} on {ctx.world} workers in micro-batches of {cfg.micro_batch} "
-                "leaves one; raise batch or micro_batch"
-            )
+        check_norms(module, cfg)
         return module
 
-    if cfg.sharded:
+    if sharded:
         return Sharded(build, task.groups, cfg, ctx.device, micros(cfg.batch, cfg.micro_batch, ctx.world))
     return Plain(build, task.groups, cfg, ctx.device)
 
@@ -117,8 +115,8 @@ def last(cfg: TrainerConfig, ctx: Context) -> dict[str, Any] | None:
     if ctx.resume is None:
         return None
     said = json.loads((ctx.resume / POSITION).read_text())
-    if said["sharded"] != cfg.sharded or said["zero_stage"] != cfg.zero_stage:
-        raise CxrayError("the last checkpoint was written with another zero_stage, or without DeepSpeed: set it back, or start a new run")
+    if said["zero_stage"] != cfg.zero_stage:
+        raise CxrayError(f"the last checkpoint was written with zero_stage {said['zero_stage']}: set it back, or start a new run")
     if cfg.zero_stage and said["world"] != ctx.world:
         raise CxrayError(
             f"the last checkpoint was written by {said['world']} workers at ZeRO stage {cfg.zero_stage}, and only as many can go on from "
@@ -132,7 +130,14 @@ def resume(motor: Plain | Sharded, said: dict[str, Any], folder: Path) -> Positi
     if said["outline"] != outline(motor.module):
         raise CxrayError("the last checkpoint is of another model: name another folder for this run, or delete its checkpoints")
     motor.load(folder)
-    return Position(**said["position"])
+    at = Position(**said["position"])
+    at.best, at.steps, at.epochs = numbers(at.best), [numbers(s) for s in at.steps], [numbers(e) for e in at.epochs]
+    return at
+
+
+def numbers(said: Mapping[str, float | None]) -> dict[str, float]:
+    """As they were before JSON, which has no NaN."""
+    return {name: math.nan if value is None else value for name, value in said.items()}
 
 
 def load(rows: Rows, task: Task, cfg: TrainerConfig, which: Any) -> Iterator[Batch]:
@@ -149,8 +154,10 @@ def one_step(task: Task, motor: Plain | Sharded, batches: list[Batch], cfg: Trai
     where = f"at step {at.step} of epoch {at.epoch}"
     if not math.isfinite(done["loss"]):
         raise CxrayError(f"the loss is {done['loss']} {where}: lower lr, raise warmup, or look for extreme numbers in the inputs")
+    if cfg.precision == "fp16":
+        done["scale"] = motor.scale
     done["grad_norm"] = motor.step()
-    if not math.isfinite(done["grad_norm"]) and cfg.precision != "fp16":  # whose scaler leaves such a step out
+    if not math.isfinite(done["grad_norm"]) and done.get("scale", 1) <= 1:  # above it the step was left out, and the scale is lower now
         raise CxrayError(f"the gradient is {done['grad_norm']} {where}: lower lr, raise warmup, or look for extreme numbers in the inputs")
     return done
 
@@ -168,12 +175,6 @@ def set_rate(motor: Plain | Sharded, rates: list[float], share: float) -> None:
         group["lr"] = rate * share
 
 
-def due(step: int, cfg: TrainerConfig, ctx: Context) -> bool:
-    """A checkpoint within the epoch: as often as is asked for, and when a node is about to go."""
-    asked = cfg.checkpoint_steps is not None and step % cfg.checkpoint_steps == 0
-    return asked or (step % LOOK_EVERY == 0 and ctx.leaving())
-
-
 def one_mind(module: nn.Module, ctx: Context) -> None:
     """Buffers (batch norm's running statistics) averaged over ranks, which saw different rows."""
     if ctx.world > 1:
@@ -185,10 +186,7 @@ def one_mind(module: nn.Module, ctx: Context) -> None:
 
 def agreed(metrics: Callable[[dict[str, Any]], Mapping[str, float]], found: dict[str, Any] | None, ctx: Context) -> dict[str, float]:
     """Rank 0 computes, all ranks know."""
-    said = [{name: float(value) for name, value in metrics(found).items()} if found is not None else {}]
-    if ctx.world > 1:
-        torch.distributed.broadcast_object_list(said, device=ctx.device)
-    return said[0]
+    return from_first({name: float(value) for name, value in metrics(found).items()} if found is not None else {}, ctx)
 
 
 def known(cfg: TrainerConfig, metrics: Mapping[str, float]) -> None:
@@ -198,7 +196,12 @@ def known(cfg: TrainerConfig, metrics: Mapping[str, float]) -> None:
 
 
 def judge(cfg: TrainerConfig, at: Position, metrics: dict[str, float], steps: int) -> None:
-    """Close an epoch: is it the best, is it the last?"""
+    """Close an epoch: is it the best, is it the last? Raises CxrayError where there is nothing yet to tell a better one by."""
+    if at.best_epoch is None and math.isnan(metrics[cfg.metric]):
+        raise CxrayError(
+            f"metric {cfg.metric} is undefined on the validate split, so that no epoch would be the best: add rows there (a finding needs "
+            "both positives and negatives), or choose another metric"
+        )
     loss = float(np.mean([s["loss"] for s in at.steps[-steps:]]))
     at.epochs.append({"epoch": at.epoch, "train_loss": loss, **metrics})
     better = at.best_epoch is None or score(metrics[cfg.metric], cfg) > score(at.best[cfg.metric], cfg)
@@ -229,8 +232,8 @@ def checkpoint(
     if ctx.rank == 0:
         if with_weights:
             save_file(weights, folder / WEIGHTS)
-        about = {"world": ctx.world, "zero_stage": cfg.zero_stage, "sharded": cfg.sharded, "outline": outline(motor.module)}
-        (folder / POSITION).write_text(json.dumps({**about, "position": asdict(at)}))
+        about = {"world": ctx.world, "zero_stage": cfg.zero_stage, "sharded": isinstance(motor, Sharded), "outline": outline(motor.module)}
+        (folder / POSITION).write_text(json.dumps(plain({**about, "position": asdict(at)}), allow_nan=False))
     worth = -2e30  # within an epoch: worth nothing but being the last
     if at.step == 0:
         worth = score(metrics[cfg.metric], cfg)
@@ -244,3 +247,25 @@ def check_device(device: torch.device, cfg: TrainerConfig) -> None:
         raise CxrayError("resources.gpus asks for a GPU, and PyTorch finds none on this node: set resources.gpus to 0, or mend its driver")
     if cfg.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise CxrayError(f"precision bf16: a {torch.cuda.get_device_name(device)} cannot compute in it; set precision fp16 or fp32")
+
+
+def check_norms(module: nn.Module, cfg: TrainerConfig) -> None:
+    """Raises CxrayError where batch norm would train on a single row, on any number of workers that there may be."""
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in module.modules()):
+        for workers in cfg.resources.counts:
+            if smallest_micro(cfg.batch, cfg.micro_batch, workers) < 2:
+                raise CxrayError(
+                    f"batch norm needs at least two rows: batch {cfg.batch} on {workers} workers in micro-batches of {cfg.micro_batch} "
+                    "leaves one; raise batch or micro_batch"
+                )
+
+
+@contextmanager
+def within_memory(cfg: TrainerConfig) -> Iterator[None]:
+    """Raises CxrayError where the GPU's memory does not suffice, which another try would not mend."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise CxrayError(
+            f"the GPU's memory is full: lower micro_batch ({cfg.micro_batch}), set activation_checkpointing, or raise zero_stage"
+        ) from None

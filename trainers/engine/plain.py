@@ -29,6 +29,11 @@ class Plain:
             self.module.forward = torch.autocast(device.type, DTYPES[cfg.precision])(self.module.forward)
         self.model = self.module
 
+    @property
+    def scale(self) -> float:
+        """What the loss is multiplied by; 1 but in float16."""
+        return self.scaler.get_scale()
+
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 

@@ -10,8 +10,7 @@ import json
 import logging
 import tempfile
 import threading
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +21,20 @@ import torch
 
 from contracts.errors import CxrayError, sentence
 from contracts.storage import Place
+from evaluation.metrics import plain
 from pipelines.job import connect, plainly
 from pipelines.ledger import Lease
 from trainers.engine.board import curves
 from trainers.engine.card import card
 from trainers.engine.context import Context
 from trainers.engine.data import Data, anchored
-from trainers.engine.loop import WEIGHTS, train
+from trainers.engine.loop import WEIGHTS, train, within_memory
+from trainers.engine.patches import to_tune, trainer_class
 from trainers.engine.plain import load_weights
 from trainers.engine.settings import TrainerConfig, check_rows
 from trainers.engine.task import Task
 
-CHECKPOINTS, BEGUN = "checkpoints", "_begun.json"
+CHECKPOINTS, BEGUN, CONFIG = "checkpoints", "_begun.json", "config.json"
 WITHOUT_BF16 = ("T4", "V100", "P100", "P4", "K80")  # Nvidia's before Ampere, by Ray's names for them
 
 
@@ -43,14 +44,14 @@ class Fitted:
 
     where: str
     best_epoch: int
-    best: dict[str, float]
+    best: dict[str, float | None]  # None: undefined there
     epochs: int
     steps: int
     seconds: float  # in steps, the wait for rows included; over all workers' lives that counted
     fitted: dict[str, Any]
 
     def __str__(self) -> str:
-        shown = ", ".join(f"{k} {v:.4f}" for k, v in self.best.items())
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in self.best.items() if v is not None)
         took = f"{self.steps:,} steps, {self.epochs} epochs in {self.seconds:.0f} s"
         return f"{took}; best after epoch {self.best_epoch}: {shown}\n  -> {self.where}"
 
@@ -74,12 +75,13 @@ def fit(task: Task, cfg: TrainerConfig, data: Data, out: Place, made_by: Sequenc
         result = _on_workers(cfg, out, (task, cfg, data, weights))
         at = result.return_value
         with tempfile.TemporaryDirectory() as folder:
-            _export(task, cfg, _best_weights(result, at["best_epoch"], Path(folder)), out, card(task, cfg, data, at))
+            export(task, cfg, _best_weights(result, at["best_epoch"], Path(folder)), out, card(task, cfg, data, at))
     (out / "fitted.json").write(json.dumps(fitted, indent=1).encode())
     (out / "curves.png").write(curves(at["steps"], at["epochs"], cfg.metric))
-    (out / "metrics.json").write(json.dumps({k: at[k] for k in ("best_epoch", "best", "epochs")}, indent=1).encode())
+    judged = plain({k: at[k] for k in ("best_epoch", "best", "epochs")})
+    (out / "metrics.json").write(json.dumps(judged, indent=1, allow_nan=False).encode())
     seconds = sum(s["seconds"] for s in at["steps"])
-    return Fitted(str(out), at["best_epoch"], at["best"], len(at["epochs"]), len(at["steps"]), seconds, fitted)
+    return Fitted(str(out), at["best_epoch"], judged["best"], len(at["epochs"]), len(at["steps"]), seconds, fitted)
 
 
 def cluster() -> dict[str, float]:
@@ -109,18 +111,12 @@ def _on_workers(cfg: TrainerConfig, out: Place, work: tuple[Any, ...]) -> Any:
     """Ray Train starts the workers, starts them again where one dies, and keeps the checkpoints."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig
-
-    class Trainer(TorchTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            there = super()._create_default_callbacks()
-            return [_cleaner() if isinstance(c, PlacementGroupCleanerCallback) else c for c in there]
 
     r = cfg.resources
     fs, path = out.arrow()
-    trainer = Trainer(
+    trainer = trainer_class()(
         _worker,
         train_loop_config={"work": ray.put(work), "out": out},  # one copy a node of the small tables
         torch_config=TorchConfig(backend="nccl" if r.gpus else "gloo"),
@@ -135,7 +131,7 @@ def _on_workers(cfg: TrainerConfig, out: Place, work: tuple[Any, ...]) -> Any:
             storage_filesystem=fs,
             failure_config=FailureConfig(max_failures=r.failures),
             checkpoint_config=CheckpointConfig(num_to_keep=cfg.keep_best, checkpoint_score_attribute="score"),
-            callbacks=[_give_up(), *_to_tune()],
+            callbacks=[_give_up(), *to_tune()],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -162,10 +158,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             device=get_device(),  # pyright: ignore[reportArgumentType]
             report=reported,
             resume=Path(last.to_directory(folder)) if last else None,
-            leaving=lambda: get_preemption_info() is not None,
+            leaving=lambda: info.preempted_node_ids if (info := get_preemption_info()) else (),
             board=config["out"] / "tensorboard",
         )
-        return train(ctx, *ray.get(config["work"]))
+        task, cfg, data, weights = ray.get(config["work"])
+        with within_memory(cfg):
+            return train(ctx, task, cfg, data, weights)
 
 
 def _give_up() -> Any:
@@ -179,72 +177,6 @@ def _give_up() -> Any:
                     raise CxrayError(said)
 
     return GiveUp()
-
-
-def _cleaner() -> Any:
-    """Frees the workers' CPUs where the run is killed from outside, as Tune does with a trial that it stops.
-
-    Ray 2.60's asks the dashboard of whichever cluster it finds on the machine whether the run lives: without one it gives up, and another
-    cluster knows of no such run, so that one that does live would lose its CPUs. This one asks its own cluster. And Ray's hears of a
-    placement group only when its workers stand. But a stopped run's worker may die first, which the run takes for a failure: it asks for
-    CPUs anew, and is killed before it says so. So each group has its run's id in its name, by which it is found.
-    """
-    from functools import partial
-
-    from ray.train.v2._internal.callbacks import placement_group_callback as callback
-    from ray.train.v2._internal.execution.controller import placement_group_cleaner as cleaner
-    from ray.train.v2._internal.execution.worker_group import worker_group
-    from ray.util.placement_group import placement_group
-
-    def lives(actor_id: str, timeout: float) -> bool:
-        from ray._private.state import actors
-
-        return actors(actor_id).get("State", "DEAD") != "DEAD"
-
-    class Cleaner(cleaner.PlacementGroupCleaner):
-        def start_monitoring(self) -> bool:
-            cleaner.is_actor_alive = lives  # pyright: ignore[reportPrivateImportUsage]
-            return super().start_monitoring()
-
-        def _cleanup_placement_group(self, placement_group: Any) -> None:
-            free(self._controller_actor_id)
-
-    class Callback(callback.PlacementGroupCleanerCallback):
-        def after_controller_start(self, train_run_context: Any) -> None:
-            callback.PlacementGroupCleaner = Cleaner  # pyright: ignore[reportPrivateImportUsage]
-            super().after_controller_start(train_run_context)
-            named = partial(named_after, str(self._controller_actor_id), placement_group)
-            worker_group.placement_group = named  # pyright: ignore[reportPrivateImportUsage]
-
-    return Callback(check_interval_s=0.25)
-
-
-def named_after(actor_id: str, make: Callable[..., Any], *args: Any, **given: Any) -> Any:
-    """The placement group that `make` makes, under a name by which `free` finds it."""
-    return make(*args, **given | {"name": f"{actor_id}-{uuid.uuid4().hex}"})
-
-
-def free(actor_id: str) -> None:
-    """Removes all placement groups that were named after this actor."""
-    from ray import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
-
-    for hexed, group in placement_group_table().items():
-        if group["name"].startswith(f"{actor_id}-") and group["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(hexed))))
-
-
-def _to_tune() -> list[Any]:
-    """Within a trial of Ray Tune's, what tells it the metrics of each epoch, so that it can stop the trial; elsewhere nothing."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-    from ray.tune.trainable.trainable_fn_utils import _in_tune_session  # as TuneReportCallback asks itself
-
-    class EachEpoch(TuneReportCallback):
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            if metrics[0]["step"] == 0:
-                super().after_report(run_context, metrics, None)
-
-    return [EachEpoch()] if _in_tune_session() else []
 
 
 @contextmanager
@@ -297,12 +229,14 @@ def _best_weights(result: Any, epoch: int, folder: Path) -> Path:
     return folder / WEIGHTS
 
 
-def _export(task: Task, cfg: TrainerConfig, weights: Path, out: Place, readme: str) -> None:
+def export(task: Task, cfg: TrainerConfig, weights: Path, out: Place, readme: str) -> None:
+    """config.json stands in `model/` only while all the rest does: without it nobody takes the folder for a model."""
     torch.manual_seed(cfg.seed)
     module = task.build()
     load_weights(module, weights)
     with tempfile.TemporaryDirectory() as folder:
         task.export(module.eval(), Path(folder))
         (Path(folder) / "README.md").write_text(readme)
-        for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+        (out / "model" / CONFIG).remove()
+        for file in sorted((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: (p.name == CONFIG, p)):
             (out / "model" / str(file.relative_to(folder))).write(file.read_bytes())

@@ -18,7 +18,12 @@ class Resources(Config):
     gpus: float = Field(default=0.0, ge=0)  # a worker; 0 trains on CPUs, with gloo
     loaders: int = Field(default=0, ge=0)  # processes a worker that prepare rows ahead; 0 prepares in the worker itself
     failures: int = Field(default=3, ge=0)  # workers' deaths to get over; the loss of a spot node, where announced, is not counted
-    cache: str | None = None  # a folder on each node's own disk for the rows; by default in its temporary folder
+    cache: str | None = None  # where on each node's own disk the rows are copied to; by default in its temporary folder
+
+    @property
+    def counts(self) -> range:
+        """How many workers there may be."""
+        return range(self.min_workers or self.workers, self.workers + 1)
 
 
 class TrainerConfig(Config):
@@ -65,7 +70,7 @@ class TrainerConfig(Config):
             )
         if self.offload and not self.zero_stage:
             raise ValueError("offload needs zero_stage 1, 2 or 3")
-        for workers in range(fewest, r.workers + 1):
+        for workers in r.counts:
             if self.micro_batch * workers > self.batch and self.micro_batch > 1:
                 raise ValueError(
                     f"micro_batch {self.micro_batch} on {workers} workers is more than batch {self.batch}: lower micro_batch or raise batch"

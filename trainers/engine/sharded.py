@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from contracts.errors import CxrayError
-from trainers.engine.plain import kept
+from trainers.engine.plain import STATE, kept
 from trainers.engine.settings import TrainerConfig
 
 TAG = "state"
+FIRST_SCALE = 2.0**16  # as PyTorch's GradScaler
 
 
 class Sharded:
@@ -44,6 +45,25 @@ class Sharded:
         self.model = self.engine
         self.module: nn.Module = self.engine.module
         self.micros, self.done, self.cfg = micros, 0, cfg
+        self.scaler = self._scaler() if cfg.precision == "fp16" and cfg.zero_stage else None
+
+    def _scaler(self) -> Any:
+        """float16's loss scale at stages 1 to 3. DeepSpeed 0.19.8 clips the gradient there while it is still scaled, and after an overflow
+        never lowers the scale; told a scale from outside it does both right, and leaves it to the caller when to change it."""
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+        self.optimizer.torch_autocast_gradscaler = None
+        self.optimizer.override_loss_scale(FIRST_SCALE)
+        return DynamicLossScaler(FIRST_SCALE, scale_window=2000, min_scale=1, delayed_shift=1, consecutive_hysteresis=False,
+                                 raise_error_at_min_scale=False)  # fmt: skip
+
+    @property
+    def scale(self) -> float:
+        """What the loss is multiplied by, so that small gradients do not vanish in float16."""
+        if self.scaler:
+            return self.scaler.cur_scale
+        at_stage_0 = self.engine.torch_autocast_z0_gradscaler
+        return at_stage_0.get_scale() if at_stage_0 else 1.0
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)  # the task has scaled it
@@ -56,13 +76,14 @@ class Sharded:
         self.done = 0
         norm = self._norm() if self.cfg.zero_stage == 0 else None
         self.engine.step()
+        if self.scaler:
+            self.scaler.update_scale(self.optimizer.overflow)
+            self.optimizer.override_loss_scale(self.scaler.cur_scale)
         return float(norm if norm is not None else self.engine.get_global_grad_norm() or 0.0)
 
     def _norm(self) -> Tensor:
         """Of the gradients as they stand after the last backward; at stage 0 DeepSpeed clips by it, and does not tell it."""
-        norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
-        scaler = self.engine.torch_autocast_z0_gradscaler
-        return norm / scaler.get_scale() if scaler else norm
+        return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]) / self.scale
 
     def weights(self) -> dict[str, Tensor]:
         """What trains, and the buffers, whole, on the CPU of rank 0; every rank must call it."""
@@ -76,12 +97,25 @@ class Sharded:
         return whole
 
     def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
+        at_stage_0 = self.engine.torch_autocast_z0_gradscaler
+        scaler = vars(self.scaler) if self.scaler else at_stage_0.state_dict() if at_stage_0 else {}
+        self.engine.save_checkpoint(str(folder), tag=TAG, client_state={"scaler": scaler}, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
-        if path is None:
-            raise CxrayError(f"{folder}: the checkpoint is not whole; delete it, and training goes on from the one before")
+        state: Any
+        if (folder / STATE).exists() and not (folder / TAG).exists():  # one worker wrote it, by PyTorch alone, at stage 0
+            state = torch.load(folder / STATE, map_location=self.engine.device, weights_only=True)
+            self.module.load_state_dict(state["module"], strict=False)
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            path, state = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+            if path is None:
+                raise CxrayError(f"{folder}: the checkpoint is not whole; delete it, and training goes on from the one before")
+        if self.scaler:
+            vars(self.scaler).update(state["scaler"])
+            self.optimizer.override_loss_scale(self.scaler.cur_scale)
+        elif at_stage_0 := self.engine.torch_autocast_z0_gradscaler:
+            at_stage_0.load_state_dict(state["scaler"])
 
 
 def config(cfg: TrainerConfig, micros: int) -> dict[str, Any]:

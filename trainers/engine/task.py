@@ -78,6 +78,10 @@ class Task(Protocol):
         deep = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) >= 2]
         return [g for g in ({"params": deep}, {"params": flat, "weight_decay": 0.0}) if g["params"]]
 
+    def parts(self, model: nn.Module) -> dict[str, nn.Module]:
+        """What the model is made of, by the names that a person is to read."""
+        return dict(model.named_children())
+
     def step(self, model: Callable[..., Any], micros: Sequence[Batch], backward: Callable[[Tensor], None]) -> dict[str, float]:
         """One optimiser step's forward and backward; `backward` must be called once a micro-batch. Returns at least the loss.
 
