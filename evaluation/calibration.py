@@ -18,14 +18,17 @@ TEMPERATURES = (
     0.05,
     20.0,
 )  # bounds of the fit: labels that scores separate fully would else ask for 0, and scores that say nothing for infinity
+SPECIFICITIES = (0.90, 0.95)  # at which sensitivity is reported
 Rule = Literal["youden", "f1"]
 
 
 class Calibrated(TypedDict):
-    """One finding's entry. fitted: False where validation had one class, so that temperature 1 and threshold 0.5 stand."""
+    """One finding's entry. at_specificity: {'0.90': the threshold that has it}. fitted: False where validation had one class, so that
+    temperature 1 and threshold 0.5 stand, and no other threshold."""
 
     temperature: float
     threshold: float
+    at_specificity: dict[str, float]
     fitted: bool
 
 
@@ -46,9 +49,11 @@ def fit(logits: np.ndarray, labels: np.ndarray, findings: Sequence[str], rule: R
         z, y = logits[told[:, i], i], labels[told[:, i], i]
         if (y == 1).any() and (y == 0).any():
             temperature = fit_temperature(z, y)
-            found[name] = {"temperature": temperature, "threshold": fit_threshold(expit(z / temperature), y, rule), "fitted": True}
+            p = expit(z / temperature)
+            fixed = {f"{s:.2f}": threshold_at(p, y, s) for s in SPECIFICITIES}
+            found[name] = {"temperature": temperature, "threshold": fit_threshold(p, y, rule), "at_specificity": fixed, "fitted": True}
         else:
-            found[name] = {"temperature": 1.0, "threshold": 0.5, "fitted": False}
+            found[name] = {"temperature": 1.0, "threshold": 0.5, "at_specificity": {}, "fitted": False}
     return found
 
 
@@ -80,6 +85,15 @@ def fit_threshold(scores: np.ndarray, labels: np.ndarray, rule: Rule = "youden")
     best = int(np.argmax(worth))
     here = s[ends[best]]
     return float(here) if best == len(ends) - 1 else float((here + s[ends[best + 1]]) / 2)
+
+
+def threshold_at(scores: np.ndarray, labels: np.ndarray, specificity: float) -> float:
+    """The lowest threshold (positive at or above) with a specificity of at least so much, and so the highest sensitivity: midway between
+    two scores that occur, or where the highest is a negative's, just above it. Shapes [m]; there are negatives."""
+    negatives = -np.sort(-scores[labels == 0])
+    edge = negatives[int((1 - specificity) * len(negatives) + 1e-9)]  # the first that may not be called; 1 - 0.9 is a little under 0.1
+    higher = scores[scores > edge]
+    return float((edge + higher.min()) / 2) if len(higher) else float(np.nextafter(edge, 2))
 
 
 def apply(scores: np.ndarray, findings: Sequence[str], calibration: dict[str, Any]) -> np.ndarray:

@@ -180,6 +180,7 @@ def _protocol(cfg: EvaluateConfig, data: Dataset, splits: dict[str, Predictions]
         },
         "unit": "study: the probabilities of its images are averaged; a study without any known label is not judged",
         "threshold": f"a finding's own, where {RULES[cfg.threshold]} on validate, after calibration; 0.5 where validate has one class",
+        "fixed_specificity": "of a finding the lowest threshold with it on validate, after calibration; none where validate has one class",
         "calibration": "one temperature a finding, of least log-likelihood loss on validate; 1 where validate has one class",
         "intervals": f"{LEVEL:.0%} percentile bootstrap of patients, with thresholds and temperatures as fitted",
         "resamples": cfg.resamples,

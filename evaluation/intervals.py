@@ -14,11 +14,10 @@ from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
 from contracts.errors import CxrayError
-from evaluation.metrics import BINS, SPECIFICITIES, bins, checked, known
+from evaluation.metrics import BINS, bins, checked, known
 
 METRICS = ("auroc", "auprc", "f1", "sensitivity", "specificity", "ppv", "brier")  # what is asked for unless told; there are more:
-AT_SPECIFICITY = {f"sensitivity_at_{s:.2f}": s for s in SPECIFICITIES}
-RANKED = ("auroc", "auprc", *AT_SPECIFICITY)
+RANKED = ("auroc", "auprc")
 PROBABLE = ("brier", "ece")  # these need probabilities
 LEVEL = 0.95
 CELLS = 200_000  # weights held at once: so few that they stay near the processor
@@ -133,7 +132,6 @@ def statistic(scores: np.ndarray, labels: np.ndarray, metrics: Sequence[str], th
     """A function of weights [n, r] -> these metrics of each finding [M, F, r]."""
     scores, labels = checked(scores, labels, probabilities=bool(set(metrics) & set(PROBABLE)))
     ranked = [_Ranking(scores[:, i], labels[:, i]) for i in range(scores.shape[1])] if set(metrics) & set(RANKED) else []
-    at = {name: s for name, s in AT_SPECIFICITY.items() if name in metrics}
     told = known(labels)
     positive, called = labels == 1, scores >= np.broadcast_to(thresholds, scores.shape)
     cells = [called & positive, called & ~positive, ~called & positive, ~called & ~positive]  # tp, fp, fn, tn
@@ -144,8 +142,7 @@ def statistic(scores: np.ndarray, labels: np.ndarray, metrics: Sequence[str], th
     def of(weights: np.ndarray) -> np.ndarray:
         found: dict[str, np.ndarray] = {}
         if ranked:
-            each = np.stack([ranking(weights, tuple(at.values())) for ranking in ranked], axis=1)
-            found |= dict(zip(("auroc", "auprc", *at), each))
+            found |= dict(zip(RANKED, np.stack([ranking(weights) for ranking in ranked], axis=1)))
         if set(metrics) - set(RANKED):
             tp, fp, fn, tn = np.split(counted @ weights, 4)  # whole numbers: exact in float32
             found["sensitivity"] = _share(tp, tp + fn)
@@ -190,18 +187,16 @@ class _Ranking:
         self.above = _Prefix(np.searchsorted(down, levels, "left"), len(down))
         self.down_to = _Prefix(np.searchsorted(down, levels, "right"), len(down))
 
-    def __call__(self, weights: np.ndarray, specificities: Sequence[float] = ()) -> np.ndarray:
-        """Weights [n, r] -> (AUROC, average precision, sensitivity at each specificity) [2 + S, r]; NaN where a class has no weight."""
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """Weights [n, r] -> (AUROC, average precision) [2, r]; NaN where a class has no weight."""
         positives, negatives = weights[self.positives], weights[self.negatives]
         true, false, before = self.up_to(positives), self.down_to(negatives), self.above(negatives)
         at = np.diff(true, axis=0, prepend=0)  # the weight of the positives of this very score
         p, n = positives.sum(axis=0, dtype=np.float64), negatives.sum(axis=0, dtype=np.float64)
         wins = (at * (n - (before + false) / 2)).sum(axis=0)
         precision = (at * true / np.maximum(true + false, 1)).sum(axis=0)
-        # Sensitivity rises only where a threshold takes in another positive, so these thresholds are all that matter.
-        most = [np.where(false <= (1 - s + 1e-9) * n, true, 0).max(axis=0, initial=0) for s in specificities]
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where((p > 0) & (n > 0), [wins / (p * n), precision / p, *(m / p for m in most)], np.nan)
+            return np.where((p > 0) & (n > 0), [wins / (p * n), precision / p], np.nan)
 
 
 class _Prefix:

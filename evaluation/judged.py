@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.calibration import apply, thresholds
-from evaluation.intervals import AT_SPECIFICITY, PROBABLE, bootstrap, interval, macro
+from evaluation.calibration import SPECIFICITIES, apply, thresholds
+from evaluation.intervals import PROBABLE, bootstrap, interval, macro
 from evaluation.metrics import known
 
-MEASURES = ("auroc", "auprc", "f1", "sensitivity", "specificity", "ppv", *AT_SPECIFICITY, "brier", "ece")
+MEASURES = ("auroc", "auprc", "f1", "sensitivity", "specificity", "ppv", "brier", "ece")
+AT_SPECIFICITY = {f"{s:.2f}": s for s in SPECIFICITIES}
 IN_PARTS = ("auroc", "auprc", "sensitivity", "specificity")
 
 Drawn = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -29,14 +30,17 @@ def judged(
 
     -> {'studies', 'patients', 'findings': {name: {'n_pos', 'n_neg', 'n_unknown', 'tp', 'fp', 'fn', 'tn', and of MEASURES an Interval as a
     dict}}, 'macro': {measure: Interval and 'over', how many findings it is the mean of}, 'micro': {measure: Interval}}. Brier and ECE stand
-    there twice: `brier_before` is that of the probabilities before calibration. Intervals are of patients, 95 %. What is undefined is NaN.
+    there twice: `brier_before` is that of the probabilities before calibration. `sensitivity_at_0.90` and `specificity_at_0.90` are those
+    at the threshold that had this specificity where it was fitted. Intervals are of patients, 95 %. What is undefined is NaN.
     """
     calibrated, at = apply(scores, targets, dict(calibration)), thresholds(targets, dict(calibration))
-    drawn = _drawn(scores, calibrated, labels, groups, at, resamples, seed)
+    fixed = {s: np.array([calibration[t]["at_specificity"].get(s, np.nan) for t in targets]) for s in AT_SPECIFICITY}
+    drawn = _drawn(scores, calibrated, labels, groups, at, fixed, resamples, seed)
     # Pooled, each pair of study and finding is a row of its own; the patients that are drawn stay the same.
     n, f = labels.shape
     flat = [values.reshape(-1, 1) for values in (scores, calibrated, labels)]
-    pooled = _drawn(flat[0], flat[1], flat[2], np.repeat(groups, f), np.tile(at, n)[:, None], resamples, seed)
+    each = {s: np.tile(t, n)[:, None] for s, t in fixed.items()}
+    pooled = _drawn(flat[0], flat[1], flat[2], np.repeat(groups, f), np.tile(at, n)[:, None], each, resamples, seed)
     told, called = known(labels), calibrated >= at
     return {
         "studies": n,
@@ -93,11 +97,24 @@ def parts(
 
 
 def _drawn(
-    scores: np.ndarray, calibrated: np.ndarray, labels: np.ndarray, groups: np.ndarray, at: np.ndarray, resamples: int, seed: int
+    scores: np.ndarray,
+    calibrated: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    at: np.ndarray,
+    fixed: Mapping[str, np.ndarray],
+    resamples: int,
+    seed: int,
 ) -> Drawn:
-    after = bootstrap(calibrated, labels, groups, MEASURES, at, resamples, seed)
+    """at: the thresholds; fixed: others, {their name: one a finding, or a cell; NaN where none could be fitted}."""
+    drawn = bootstrap(calibrated, labels, groups, MEASURES, at, resamples, seed)
     before = bootstrap(scores, labels, groups, PROBABLE, resamples=resamples, seed=seed)
-    return after | {f"{m}_before": values for m, values in before.items()}
+    drawn |= {f"{m}_before": values for m, values in before.items()}
+    for name, there in fixed.items():
+        told = np.where(np.isnan(there), np.nan, labels)  # without a threshold nothing is called, and nothing is known
+        found = bootstrap(calibrated, told, groups, ("sensitivity", "specificity"), there, resamples, seed)
+        drawn |= {f"{m}_at_{name}": values for m, values in found.items()}
+    return drawn
 
 
 def _macro(value: np.ndarray, many: np.ndarray) -> dict[str, Any]:

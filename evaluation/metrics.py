@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from contracts.errors import CxrayError
 
-SPECIFICITIES = (0.90, 0.95)
 BINS = 15  # of ECE (Guo et al. 2017, arXiv:1706.04599)
 
 
@@ -68,7 +67,6 @@ def of_one(scores: np.ndarray, labels: np.ndarray, called: np.ndarray) -> dict[s
         "auroc": auroc(scores, labels),
         "auprc": auprc(scores, labels),
         **confusion(called, labels),
-        **{f"sensitivity_at_{s:.2f}": sensitivity_at(scores, labels, s) for s in SPECIFICITIES},
         "brier": float(np.mean((scores - positive) ** 2)) if len(scores) else np.nan,
         "ece": ece(scores, labels),
     }
@@ -95,14 +93,6 @@ def confusion(called: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         "specificity": tn / (tn + fp) if tn + fp else np.nan,
         "ppv": tp / (tp + fp) if tp + fp else np.nan,
     }
-
-
-def sensitivity_at(scores: np.ndarray, labels: np.ndarray, specificity: float) -> float:
-    """The highest sensitivity of any threshold whose specificity is at least so high; NaN where there is one class."""
-    if not _both(labels):
-        return np.nan
-    false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
-    return float(true[1 - false >= specificity - 1e-9].max())  # 1 - 0.1 is a little under 0.9
 
 
 def ece(scores: np.ndarray, labels: np.ndarray, count: int = BINS) -> float:

@@ -8,13 +8,14 @@ import numpy as np
 from contracts.pages import Page
 from evaluation.calibration import apply, thresholds
 from evaluation.charts import confusions, precision_recall, reliabilities, roc
-from evaluation.intervals import AT_SPECIFICITY, Interval
-from evaluation.judged import IN_PARTS
+from evaluation.intervals import Interval
+from evaluation.judged import AT_SPECIFICITY, IN_PARTS
 from evaluation.plots import dots
 from evaluation.predictions import Predictions
 
-RANKING = {"auroc": "AUROC", "auprc": "AUPRC", **{name: f"sensitivity at specificity {s:.2f}" for name, s in AT_SPECIFICITY.items()}}
+RANKING = {"auroc": "AUROC", "auprc": "AUPRC"}
 CALLS = {"f1": "F1", "sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV"}
+FIXED = {f"{m}_at_{s}": f"{m} at {s}" for s in AT_SPECIFICITY for m in ("sensitivity", "specificity")}
 SURE = {"ece_before": "ECE before", "ece": "ECE after", "brier_before": "Brier before", "brier": "Brier after"}
 
 
@@ -31,6 +32,13 @@ def page(found: Mapping[str, Any], test: Predictions, calibration: Mapping[str, 
     if defined := _defined(judged):
         p.picture(dots(defined, "AUROC on test", 0.5), "AUROC by finding with 95 % intervals over patients; the dashed line is a coin.")
     p.table("Calls at the fitted thresholds, on test", ("finding", "+", "-", "unknown", *CALLS.values()), _rows(judged, CALLS), _UNDEFINED)
+    p.table(
+        "Calls at a fixed specificity, on test",
+        ("finding", "+", "-", "unknown", *FIXED.values()),
+        _rows(judged, FIXED),
+        "At the thresholds that have these specificities on validate. How near test comes to them stands beside each sensitivity: where it "
+        "has less, the sensitivity is so much the easier.",
+    )
     p.table(
         "Calibration: fitted on validate, measured on test",
         ("finding", "temperature", "threshold", "", *SURE.values()),

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit
 
 from contracts.errors import CxrayError
-from evaluation.calibration import TEMPERATURES, apply, fit, fit_temperature, fit_threshold, logit, thresholds
+from evaluation.calibration import TEMPERATURES, apply, fit, fit_temperature, fit_threshold, logit, threshold_at, thresholds
 from evaluation.metrics import judge
 
 RNG = np.random.default_rng(11)
@@ -54,6 +54,20 @@ def test_thresholds_by_hand():
     assert fit_threshold(np.array([0.3, 0.3, 0.3]), np.array([1.0, 0, 1]), "f1") == pytest.approx(0.3)  # all alike: all are called
 
 
+def test_a_threshold_of_fixed_specificity_is_the_most_sensitive_one():
+    """As torchmetrics finds it; and by hand."""
+    torch, tm = pytest.importorskip("torch"), pytest.importorskip("torchmetrics.functional.classification")
+    p, y = np.round(expit(TRUE[:400, 0]), 2), LABELS[:400, 0]  # with ties
+    for specificity in (0.5, 0.9, 0.95, 1.0):
+        at = threshold_at(p, y, specificity)
+        wanted, _ = tm.binary_sensitivity_at_specificity(torch.tensor(p), torch.tensor(y).long(), specificity)
+        assert (p[y == 0] < at).mean() >= specificity - 1e-9
+        assert (p[y == 1] >= at).mean() == pytest.approx(float(wanted))
+    scores, labels = np.array([0.9, 0.8, 0.7, 0.6, 0.2]), np.array([1.0, 0, 1, 0, 0])
+    assert threshold_at(scores, labels, 0.9) == pytest.approx(0.85) and threshold_at(scores, labels, 0.6) == pytest.approx(0.65)
+    assert 0.9 < threshold_at(scores, 1 - labels, 0.9) < 0.91, "where the highest is a negative's, nothing is called"
+
+
 @pytest.mark.parametrize("rule", ["youden", "f1"])
 def test_no_other_threshold_is_better(rule):
     p, y = np.round(expit(TRUE[:400, 0]), 2), LABELS[:400, 0]
@@ -70,7 +84,7 @@ def test_a_finding_with_one_class_is_left_as_it_is_and_said_so():
     labels = LABELS.copy()
     labels[:, 1] = np.where(np.arange(len(labels)) % 2, 0, np.nan)
     found = fit(LOGITS, labels, NAMES)
-    assert found["shy"] == {"temperature": 1.0, "threshold": 0.5, "fitted": False} and found["sure"]["fitted"]
+    assert found["shy"] == {"temperature": 1.0, "threshold": 0.5, "at_specificity": {}, "fitted": False} and found["sure"]["fitted"]
     p = expit(LOGITS[:50])
     np.testing.assert_allclose(apply(p, NAMES, found)[:, 1], p[:, 1])
 

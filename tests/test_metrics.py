@@ -7,7 +7,7 @@ import pytest
 import sklearn.metrics as sk
 
 from contracts.errors import CxrayError
-from evaluation.metrics import confusion, ece, judge, plain, reliability, sensitivity_at
+from evaluation.metrics import confusion, ece, judge, plain, reliability
 
 RNG = np.random.default_rng(5)
 N = 400
@@ -38,14 +38,11 @@ def test_each_finding_is_what_scikit_learn_says():
     assert found["micro"]["f1"] == pytest.approx(sk.f1_score(LABELS, thresholds <= SCORES, average="micro"))
 
 
-def test_ece_and_sensitivity_at_specificity_are_torchmetrics():
+def test_ece_is_torchmetrics():
     torch, tm = pytest.importorskip("torch"), pytest.importorskip("torchmetrics.functional.classification")
     for i in range(4):
         s, y = torch.tensor(SCORES[:, i]), torch.tensor(LABELS[:, i]).long()
         assert ece(SCORES[:, i], LABELS[:, i]) == pytest.approx(float(tm.binary_calibration_error(s, y, n_bins=15)), abs=1e-6)
-        for specificity in (0.9, 0.95):
-            wanted, _ = tm.binary_sensitivity_at_specificity(s, y, specificity)
-            assert sensitivity_at(SCORES[:, i], LABELS[:, i], specificity) == pytest.approx(float(wanted))
 
 
 def test_by_hand():
@@ -54,7 +51,6 @@ def test_by_hand():
     assert found["auroc"] == pytest.approx(5 / 6)  # of 6 pairs only (0.7, 0.8) is the wrong way round
     assert found["auprc"] == pytest.approx((1 + 2 / 3) / 2)
     assert (found["sensitivity"], found["specificity"], found["ppv"], found["f1"]) == pytest.approx((1, 2 / 3, 2 / 3, 4 / 5))
-    assert sensitivity_at(scores, labels, 0.9) == 0.5 and sensitivity_at(scores, labels, 0.6) == 1
     assert found["brier"] == pytest.approx((0.01 + 0.64 + 0.09 + 0.36 + 0.04) / 5)
     # Four bins: 0.2 alone; 0.6 and 0.7, half positive; 0.8 and 0.9, half positive.
     assert ece(scores, labels, 4) == pytest.approx((1 * 0.2 + 2 * abs(0.65 - 0.5) + 2 * abs(0.85 - 0.5)) / 5)
@@ -67,7 +63,7 @@ def test_by_hand():
 
 def test_equal_scores_say_nothing():
     found = judge(np.full((10, 1), 0.5), np.arange(10)[:, None] % 2, ["x"])["findings"]["x"]
-    assert (found["auroc"], found["auprc"], found["sensitivity_at_0.90"]) == (0.5, 0.5, 0)
+    assert (found["auroc"], found["auprc"]) == (0.5, 0.5)
 
 
 def test_a_label_with_one_class_is_undefined_and_stays_out_of_the_average():
@@ -77,7 +73,7 @@ def test_a_label_with_one_class_is_undefined_and_stays_out_of_the_average():
     found = judge(SCORES, labels, NAMES)
     assert (found["findings"]["b"]["n_pos"], found["findings"]["c"]["n_neg"]) == (0, 0)
     for name in ("b", "c"):
-        assert all(np.isnan(found["findings"][name][m]) for m in ("auroc", "auprc", "sensitivity_at_0.90"))
+        assert all(np.isnan(found["findings"][name][m]) for m in ("auroc", "auprc"))
     assert np.isnan(found["findings"]["b"]["f1"]) and np.isnan(found["findings"]["c"]["specificity"])
     two = [found["findings"][n]["auroc"] for n in ("a", "d")]
     assert found["macro"]["auroc"] == {"value": pytest.approx(np.mean(two)), "over": 2}
