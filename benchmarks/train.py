@@ -6,11 +6,14 @@ The network is MDFNet at the shapes of ViT-B/16: 7 x 7 tokens of 768 in eight bi
 clinical numbers, 14 findings. The values are made up. Each contender is a process of its own with one thread (two that wait for each other
 would measure what else the machine does), and its peak memory that process's; of `ray`, that of all processes together.
 
-`bare`: a loop of PyTorch alone, as a user would write it: it asks for the same rows in a random order, with the task's own `prepare` and
-`collate`, and does forward, loss, backward, clipping and AdamW. `engine`: `trainers.engine.loop.train` with a plain `Context`.
-Both run `--rounds` times in turn, and the best of each counts. Samples a second are those of a step at the lower quartile of their times,
-from the end of one to the end of the next: other work on the machine only ever lengthens a step. The first few steps, start-up,
-validation and checkpoints are apart. `cpu_ms` is what a sample costs the processor, by the same rule; `to_bare_cpu` compares that.
+`bare`: a loop of PyTorch alone, as a user would write it who has arrays: the same values, laid out row by row in files that are mapped into
+memory. Its steps take the engine's very rows (`Order`), so that the loss of the first one is the engine's, which is checked. In it: rows by
+number, float32 from the eight bits, vectors of passages, forward, loss, backward, clipping, AdamW. Not in it, and in the engine's: rows
+looked up by id in three data sets, `prepare` and `collate`, which make of each row what it is (kinds of segments, missing numbers, a
+generator of its own), the rate's schedule, the looks at loss and gradient, the record. `engine`: `trainers.engine.loop.train` with a plain
+`Context`. Both run `--rounds` times in turn, and the best of each counts. Samples a second are those of a step at the lower quartile of
+their times, from the end of one to the end of the next: other work on the machine only ever lengthens a step. The first few steps,
+start-up, validation and checkpoints are apart. `cpu_ms` is what a sample costs the processor, by the same rule; `to_bare_cpu` compares it.
 `ray`: the same through Ray Train's `fit`, by its own account of all its steps; `ray_startup_s` is the rest of its time: Ray, the worker,
 the rows' copy to disk, a validation, a checkpoint, the export.
 
@@ -46,6 +49,7 @@ GRID, DIM, NOTES, PASSAGES, KNOWN = 7, 768, 6, 5, 200
 HELD_OUT, WARM = 8, 4  # rows of validate; steps that are not timed
 SLOW = (8, 5)  # batch and steps of the end-to-end contender
 PICTURES = 64  # of the train split, for it
+PLAIN = ("tokens", "scales", "embedding", "notes", "fetched")  # arrays [rows, ...] for `bare`
 
 
 @dataclass(frozen=True)
@@ -78,25 +82,31 @@ def make(folder: Path, sizes: Sizes) -> dict[str, float]:
     schema = features_schema(DIM, GRID, DIM)
     tokens = rng.integers(-127, 128, (n, GRID**2 * DIM), np.int8)
     scales = np.full((n, GRID**2), 0.02, np.float16)
-    columns = {"embedding": lists(rng.standard_normal((n, DIM)) / DIM**0.5, np.float32)}
+    embedding = (rng.standard_normal((n, DIM)) / DIM**0.5).astype(np.float32)
+    columns = {"embedding": lists(embedding, np.float32)}
     columns |= {"tokens": pa.array([t.tobytes() for t in tokens], schema.columns.field("tokens").type)}
     columns |= {"token_scales": pa.array([s.tobytes() for s in scales], schema.columns.field("token_scales").type)}
     write(folder / "features", schema, keys | columns)
 
     schema, each = texts_schema(sizes.text_dim), NOTES + PASSAGES
     passage = np.tile(np.arange(each) >= NOTES, n)
-    vectors = pa.array(rng.standard_normal(n * each * sizes.text_dim, np.float32) / sizes.text_dim**0.5)
+    vectors = rng.standard_normal((n, each, sizes.text_dim), np.float32) / np.float32(sizes.text_dim**0.5)
+    fetched = rng.integers(KNOWN, size=(n, each))
     segment = {
         "kind": pa.array(np.where(passage, "passage", "note")),
         "name": pa.array([None if p else "triage" for p in passage]),
-        "embedding": pa.FixedSizeListArray.from_arrays(vectors, sizes.text_dim, mask=pa.array(passage)),
-        "id": pa.array([f"k{rng.integers(KNOWN)}" if p else None for p in passage]),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), sizes.text_dim, mask=pa.array(passage)),
+        "id": pa.array([f"k{k}" if p else None for k, p in zip(fetched.ravel(), passage)]),
     }
     kind = schema.columns.field("segments").type.value_type
     fields = [segment.get(f.name, pa.nulls(n * each, f.type)).cast(f.type) for f in kind]
     each_row = pa.array(np.arange(n + 1) * each, pa.int32())
     segments = pa.ListArray.from_arrays(each_row, pa.StructArray.from_arrays(fields, fields=list(kind)))
     write(folder / "texts", schema, keys | {"segments": segments})
+    (folder / "plain").mkdir()
+    arrays = (tokens.reshape(n, GRID**2, DIM), scales, embedding, vectors[:, :NOTES], fetched[:, NOTES:])
+    for name, values in zip(PLAIN, arrays):
+        np.save(folder / f"plain/{name}.npy", values)
 
     pictures = []
     for _ in range(16):  # smooth shapes and detector noise, about 47 KB each, as a stored X-ray
@@ -145,10 +155,12 @@ def opened(folder: Path, sizes: Sizes, stage: int, precision: str, timed: bool =
 
     class Timed(Fusion):
         ends: list[tuple[float, float]] = []
+        losses: list[float] = []
 
         def step(self, *given: Any) -> dict[str, float]:
             said = super().step(*given)
             self.ends.append(now())
+            self.losses.append(said["loss"])
             if len(self.ends) == sizes.steps:
                 raise Enough
             return said
@@ -199,32 +211,46 @@ def by_engine(folder: Path, sizes: Sizes, stage: int = 1, precision: str = "fp32
     began = time.perf_counter()
     with contextlib.suppress(Enough):
         train(Context(0, 1, torch.device("cpu"), lambda metrics, part: None), task, training, data)
-    return rate(task.ends, sizes.batch, warm) | {"startup_s": task.ends[0][0] - began}
+    return rate(task.ends, sizes.batch, warm) | {"startup_s": task.ends[0][0] - began, "first_loss": task.losses[0]}
 
 
 def bare(folder: Path, sizes: Sizes) -> dict[str, float]:
     import torch
 
-    from trainers.engine.data import Rows
+    from models.mdfnet import KINDS, MODALITIES
+    from trainers.engine.order import Order
     from trainers.losses import combined
 
     task, training, data = opened(folder, sizes, 1, "fp32", timed=False)
-    rows = Rows(task, data, "train", 0, training.resources.cache)
-    torch.manual_seed(0)
+    tokens, scales, embedding, notes, fetched = (np.load(folder / f"plain/{name}.npy", mmap_mode="r") for name in PLAIN)
+    passages, small = torch.from_numpy(task.passage_vectors), data.small_columns("train", ["clinical", "target"])
+    values, target = (torch.tensor(np.stack(small[name].to_numpy())) for name in ("clinical", "target"))
+    known = values.isfinite()
+    values = ((values - torch.from_numpy(task.mean)) / torch.from_numpy(task.scale)).clip(-8, 8).where(known, 0)
+    kinds = torch.tensor([KINDS.index("note")] * NOTES + [KINDS.index("passage")] * PASSAGES).expand(sizes.batch, -1)
+    everything = {"kinds": kinds, "text_mask": torch.ones_like(kinds, dtype=torch.bool)}
+    everything |= {"presence": torch.ones(sizes.batch, len(MODALITIES), dtype=torch.bool)}
+    mask = torch.ones(sizes.batch, target.shape[1], dtype=torch.bool)
+
+    torch.manual_seed(training.seed)
     model = task.build().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
-    order = np.random.default_rng(0).permutation(len(rows))
-    ends = []
-    for step in range(sizes.steps):
-        batch = task.collate([rows[0, int(n)] for n in order[step * sizes.batch : (step + 1) * sizes.batch]])
-        logits = task.forward(model, batch)
-        loss = combined(task.cfg.loss, logits, batch["target"], batch["mask"], task.pos_weight).sum() / batch["mask"].sum()
+    order = Order(sizes.rows, sizes.batch, sizes.batch, training.seed).epoch(0)
+    ends, losses = [], []
+    torch.manual_seed(int(np.random.SeedSequence([training.seed, 0, 0, 0]).generate_state(1)[0]))  # the engine's dropout of its first step
+    for n in order[: sizes.steps]:
+        image = torch.from_numpy(tokens[n]).float() * torch.from_numpy(scales[n]).float()[..., None]
+        text = torch.cat([torch.from_numpy(notes[n]), passages[torch.from_numpy(fetched[n])]], 1)
+        given = {"image": image, "embedding": torch.from_numpy(embedding[n]), "text": text, "clinical": values[n], "known": known[n]}
+        logits = model(**given, **everything)
+        loss = combined(task.cfg.loss, logits, target[n], mask, task.pos_weight).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip)
         optimizer.step()
         optimizer.zero_grad()
+        losses.append(loss.item())
         ends.append(now())
-    return rate(ends, sizes.batch)
+    return rate(ends, sizes.batch) | {"first_loss": losses[0]}
 
 
 def through_ray(folder: Path, sizes: Sizes) -> dict[str, float]:
@@ -310,6 +336,8 @@ def main() -> None:
             told = apart(name, Path(scratch), sizes)
             if name not in found or told["per_s"] > found[name]["per_s"]:
                 found[name] = told
+    if abs(found["bare"]["first_loss"] / found["engine"]["first_loss"] - 1) > 1e-4:
+        raise SystemExit("bare and engine do not see the same: their first losses differ")
     figures = {f"{name}_{key}": value for name, of in found.items() for key, value in of.items()}
     for name, over, under in RATIOS:
         figures[name] = found[over]["per_s"] / found[under]["per_s"]
