@@ -278,9 +278,9 @@ def probabilities(predictor: Predictor, parts: list[Part]) -> np.ndarray:
     return np.array([[p.probabilities[f] for f in predictor.findings] for p in predictor.say(parts)])
 
 
-def test_a_cohort_is_predicted_from_its_pictures(out, tuned):
+def test_a_cohort_is_predicted_from_its_pictures(local_ray, out, tuned):
     task, module, _ = tuned
-    run(read(PredictConfig, {"out": str(out), "run": "tuned", "into": "predictions"}))
+    run(read(PredictConfig, {"out": str(out), "run": "tuned", "into": "predictions", "resources": {"actors": 1}}))
     told = open_dataset(place(out / "predictions"), "predictions").table()
     rows = Rows(task, Sources(task.cfg).data(task.cfg, unlabelled=True), "test", 0, str(out / "cache"))
     with torch.no_grad():

@@ -277,9 +277,9 @@ def test_it_is_served_as_it_predicts(out, tuned):
         assert answer.evidence and answer.note == expected.note
 
 
-def test_a_cohort_is_predicted_from_pictures_and_words(out, tuned):
+def test_a_cohort_is_predicted_from_pictures_and_words(local_ray, out, tuned):
     task, module, _ = tuned
-    run(read(PredictConfig, {"out": str(out), "run": "tuned", "into": "predictions"}))
+    run(read(PredictConfig, {"out": str(out), "run": "tuned", "into": "predictions", "resources": {"actors": 1}}))
     told = open_dataset(place(out / "predictions"), "predictions").table()
     rows = Rows(task, Sources(task.cfg).data(task.cfg, unlabelled=True), "test", 0, str(out / "cache"))
     with torch.no_grad():

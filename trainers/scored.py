@@ -1,4 +1,4 @@
-"""What a network says of the rows of a cohort's splits, as a data set of predictions."""
+"""What a network says of rows that were prepared for it: of a batch, of a split in this process, and as a data set of predictions."""
 
 import uuid
 from collections.abc import Sequence
@@ -40,18 +40,24 @@ def trained_with(where: Place) -> FusionConfig:
         raise CxrayError(f"{where}: trained by another version of cxray; train again in a new folder") from None
 
 
+def said(task: Fusion, network: Any, prepared: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """scores and labels float64 [B, F], NaN where nothing is known. A soft target is no label."""
+    with torch.inference_mode():
+        told = task.predict(network, moved(task.collate(prepared), next(network.parameters()).device))
+    scores, labels = (array(told[name]).astype(np.float64) for name in ("score", "label"))
+    return scores, np.where((labels == 0) | (labels == 1), labels, np.nan)
+
+
 def scored(task: Fusion, network: Any, rows: Rows, size: int) -> pa.Table:
-    """Keys, scores [F] and labels [F] of a split, in the order of row_id, `size` rows at a time. A soft target is no label."""
-    device, width = next(network.parameters()).device, len(task.cfg.findings)
+    """Keys, scores [F] and labels [F] of a split, in the order of row_id, `size` rows at a time."""
+    width = len(task.cfg.findings)
     scores, labels = np.zeros((len(rows), width)), np.full((len(rows), width), np.nan)
-    with torch.inference_mode(), tqdm(total=len(rows), desc="predict", unit=" rows", delay=QUIET_S) as progress:
+    with tqdm(total=len(rows), desc="predict", unit=" rows", delay=QUIET_S) as progress:
         for start in range(0, len(rows), size):
             which = range(start, min(start + size, len(rows)))
-            said = task.predict(network, moved(task.collate([rows[0, n] for n in which]), device))
-            scores[start : which.stop], labels[start : which.stop] = array(said["score"]), array(said["label"])
+            scores[start : which.stop], labels[start : which.stop] = said(task, network, [rows[0, n] for n in which])
             progress.update(len(which))
-    hard = (labels == 0) | (labels == 1)
-    known = pa.array(np.where(hard, labels, 0).astype(np.int8).ravel(), mask=~hard.ravel())
+    known = pa.array(np.nan_to_num(labels).astype(np.int8).ravel(), mask=np.isnan(labels).ravel())
     keys = rows.keys.append_column("scores", lists(scores, np.float64))
     return keys.append_column("labels", pa.FixedSizeListArray.from_arrays(known, width))
 
