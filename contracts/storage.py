@@ -18,6 +18,7 @@ from typing import Any
 import fsspec
 import pyarrow
 import pyarrow.fs
+from filelock import FileLock
 
 from contracts.config import Config
 from contracts.errors import CxrayError, RowError
@@ -68,6 +69,13 @@ class Place:
         return Path(self.path) if self.scheme == "file" else None
 
     @property
+    def store(self) -> "Place":
+        """The bucket, or the topmost folder: what may be said of a row's own file, whose path names its patient."""
+        if self.scheme == "file":
+            return Place(str(Path(*Path(self.path).parts[:2])), self.options)
+        return Place(f"{self.scheme}://{self.path.partition('/')[0]}", self.options)
+
+    @property
     def fs(self) -> fsspec.AbstractFileSystem:
         """The file system, opened in this process (fsspec keeps one an address)."""
         o, options = self.options, {}
@@ -86,7 +94,7 @@ class Place:
                 # A listing kept from before another process wrote is a wrong listing.
                 "use_listings_cache": False,
             }
-        with told(self):
+        with told(self.store):
             return fsspec.filesystem(self.scheme, **options)
 
     @property
@@ -131,15 +139,30 @@ class Place:
             finally:
                 part.unlink(missing_ok=True)
 
-    def create(self, data: bytes) -> None:
-        """Write a file that must not be there yet. Raises FileExistsError where it is: of two that try at once, one succeeds."""
+    def swap(self, old: bytes | None, new: bytes | None) -> bool:
+        """Put `new` where just `old` stands (None: no file), and say whether it did. Of two that try at once one does: on Google's store
+        by its own word, on a disk by a lock beside the file, and elsewhere only as a rule."""
         with told(self):
-            if self.local is None:
-                self.fs.pipe_file(self.path, data, mode="create")
-                return
-            self.local.parent.mkdir(parents=True, exist_ok=True)
-            with self.local.open("xb") as file:
-                file.write(data)
+            if self.scheme in ("gs", "gcs"):
+                return _swap_object(self.fs, self.path, old, new)
+            with self._lock():
+                try:
+                    there = self.fs.cat_file(self.path)
+                except FileNotFoundError:
+                    there = None
+                if there != old:
+                    return False
+                if new is None:
+                    self.remove()
+                else:
+                    self.write(new)
+                return True
+
+    def _lock(self) -> contextlib.AbstractContextManager[Any]:
+        if self.local is None:
+            return contextlib.nullcontext()
+        self.local.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.local.with_name(f".{self.local.name}.lock"), timeout=self.options.timeout_s)
 
     def files(self, ending: str = "", depth: int | None = None) -> list["Place"]:
         """All files below this folder whose name ends so, by name; none where the folder is not there. depth: 1 for just its own."""
@@ -159,6 +182,23 @@ class Place:
         """Delete the file, or the folder and all that is in it; nothing happens where there is nothing."""
         with told(self), contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.path, recursive=True)
+
+
+def _swap_object(fs: Any, path: str, old: bytes | None, new: bytes | None) -> bool:
+    """`Place.swap` in a bucket: Google does it where the object's generation is still the one that was read."""
+    try:
+        generation = "0" if old is None else fs.info(path)["generation"]
+        if old is not None and fs.cat_file(path, generation=generation) != old:
+            return False
+        bucket, name, _ = fs.split_path(path)
+        if new is None:
+            fs.call("DELETE", "b/{}/o/{}", bucket, name, ifGenerationMatch=generation)
+            return True
+        where = fs.base.replace("/storage/", "/upload/storage/", 1) + "b/{}/o"  # gcsfs knows only the generation 0, which is none
+        fs.call("POST", where, bucket, uploadType="media", name=name, ifGenerationMatch=generation, data=new)
+    except (FileNotFoundError, FileExistsError):  # its answers 404 and 412
+        return False
+    return True
 
 
 class _Handler(pyarrow.fs.FSSpecHandler):
@@ -202,11 +242,12 @@ def told(place: Place) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told_of_row(place: Place) -> Iterator[None]:
-    """The same for a row's own file: one that is not there is a lasting reject, a store that is busy or away a passing one.
+    """The same for a row's own file: one that is not there is a lasting reject, a store that is busy or away, and a disk that cannot
+    read it now, a passing one.
 
     A refusal (400, 401, 403) is of the whole bucket and stays an error of the whole job, or every row would be a reject.
     """
-    with told(place):
+    with told(place.store):
         try:
             yield
         except FileNotFoundError:
@@ -214,10 +255,16 @@ def told_of_row(place: Place) -> Iterator[None]:
         except IsADirectoryError:
             raise RowError("not_a_file") from None
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _OF_ONE_FILE:
+                raise RowError("unreadable_file", lasting=False) from None
             status = _status(error)
             if not _busy(status) and not _silent(error):
                 raise
             raise RowError(f"store_{status or 'unreachable'}", lasting=False) from None
+
+
+# What a disk says of one file of many: a bad block, a server that forgot it, a path that leads through a file or nowhere.
+_OF_ONE_FILE = (errno.EIO, errno.ESTALE, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def _status(error: BaseException) -> int | None:
@@ -243,6 +290,15 @@ def _silent(error: BaseException) -> bool:
     kind = f"{type(error).__module__}.{type(error).__name__}"
     network = kind.startswith(("aiohttp.", "requests.")) or kind == "google.auth.exceptions.TransportError"
     return network or isinstance(error, TimeoutError | ConnectionError)
+
+
+def of_a_store(error: BaseException) -> bool:
+    """True where an exception is a store's, or a full disk's, whoever met it: not a file that is not there or a connection that broke,
+    which may be anybody's."""
+    kind = type(error).__module__
+    if kind in ("builtins", "requests.exceptions"):  # which gcsfs raises too
+        return _status(error) is not None or getattr(error, "errno", None) == errno.ENOSPC
+    return kind.startswith(("gcsfs.", "aiohttp.", "google.auth."))
 
 
 def meaning(error: BaseException) -> str | None:

@@ -30,11 +30,13 @@ from contracts.dataset import Dataset, publish, read_manifest
 from contracts.errors import CxrayError, RowError, causes, sentence
 from contracts.runs import record
 from contracts.schema import KEYS, REJECTION, Schema
-from contracts.storage import PASSING, Place, StorageOptions, meaning, place
+from contracts.storage import PASSING, Place, StorageOptions, meaning, of_a_store, place
 from pipelines import speed
-from pipelines.ledger import Lease, Progress, drop_repeated, forget_passing_rejects, heal, ids_hash, list_files
+from pipelines.lease import Lease
+from pipelines.ledger import Ledger, Progress, ids_hash, list_files
 
 KEY_NAMES = [f.name for f in KEYS]
+TIMES = 3  # Ray goes over the rows, should there be some missing still
 
 
 class VerbConfig(Config):
@@ -116,7 +118,11 @@ def connect(profile: bool = False) -> None:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray turns tokens on by itself where nothing says otherwise
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        ray.init(address=address, log_to_driver=False)
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except (ConnectionError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise CxrayError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({said}); correct it, or unset it") from error
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the job says itself how it goes, and what stops it is raised
@@ -133,24 +139,27 @@ class Job:
 
     def __enter__(self) -> "Job":
         self._started = time.monotonic()
+        self._lease.take()
+        try:
+            with plainly(self.out):
+                self._begin()
+        except BaseException:
+            self._lease.release()
+            raise
+        return self
+
+    def _begin(self) -> None:
         before = read_manifest(self.out) or read_manifest(self.out / "_begun")
         if before is not None and before["fingerprint"] != self.fingerprint:
             raise CxrayError(
                 f"{self.out}: holds {before['schema']} made with other settings or from other inputs; "
                 "name another folder (`into`), or delete this one"
             )
-        self._lease.take()
-        try:
-            # Known from the first row on, so that a changed setting cannot mix into a job that was cut short.
-            publish(self.out / "_begun", self.schema, self.fingerprint, [])
-            connect(self.cfg.profile)
-            self._set_context()
-            heal(self.out)
-            forget_passing_rejects(self.out)
-        except BaseException:
-            self._lease.release()
-            raise
-        return self
+        # Known from the first row on, so that a changed setting cannot mix into a job that was cut short.
+        publish(self.out / "_begun", self.schema, self.fingerprint, [])
+        connect(self.cfg.profile)
+        self._set_context()
+        self._ledger = Ledger(self.out)
 
     def __exit__(self, *exc: object) -> None:
         import ray.data
@@ -180,69 +189,94 @@ class Job:
         import ray.data
         from ray.data.expressions import col
 
-        wanted = choose(source.table(KEY_NAMES), self.cfg.limit, self.cfg.sample_per_split)
-        if not wanted.num_rows:
+        if not source.rows:
             raise CxrayError(f"{source.place}: has no rows, so there is nothing to do")
-        self._ids = wanted["row_id"].combine_chunks()
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        self.rows_per_block = max(16, min(1024, -(-wanted.num_rows // (8 * cpus))))
+        keys = source.table([*KEY_NAMES, "__filename"])
+        if twice := keys.num_rows - pc.count_distinct(keys["row_id"]).as_py():
+            raise CxrayError(f"{source.place}: {twice:,} ids stand there more than once; run the verb that makes it again")
+        wanted = choose(keys, self.cfg.limit, self.cfg.sample_per_split)
+        with plainly(self.out):
+            self._expect(set(keys["row_id"].to_pylist()), set(wanted["row_id"].to_pylist()))
+        # A file of which nothing is missing is not read: pictures take long to come, and Ray would drop them only then.
+        missing = pa.array(self._ids - self._ledger.ids, pa.string())
+        files = set(keys.filter(pc.is_in(keys["row_id"], value_set=missing))["__filename"].to_pylist())
+        paths = [path for path in source.paths() if path in files] or source.paths()[:1]
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        rows_per_block = max(16, min(1024, -(-wanted.num_rows // (8 * cpus))))
         fs, _ = source.place.arrow()
         # It waits more than it works, and at two CPUs the rest is needed.
-        rows = ray.data.read_parquet(source.paths(), filesystem=fs, partitioning=None, num_cpus=0.25)
+        rows = ray.data.read_parquet(paths, filesystem=fs, partitioning=None, num_cpus=0.25)
         if wanted.num_rows < source.rows:
-            rows = rows.filter(expr=col("row_id").is_in(self._ids.to_pylist()), num_cpus=0.25)
-        return rows.select_columns([*KEY_NAMES, *columns]).repartition(target_num_rows_per_block=self.rows_per_block)
+            rows = rows.filter(expr=col("row_id").is_in(wanted["row_id"].to_pylist()), num_cpus=0.25)
+        return rows.select_columns([*KEY_NAMES, *columns]).repartition(target_num_rows_per_block=rows_per_block)
+
+    def _expect(self, source: set[str], wanted: set[str]) -> None:
+        """What is to stand here at the end: what is wanted now, and what stands here of an earlier, larger run.
+
+        What the source no longer has (a patient who withdrew) goes from here too. What was rejected for a passing cause is tried again.
+        """
+        here = self._ledger.ids
+        self._ids, self._withdrawn = wanted | (here & source), here - source
+        self._ledger.forget(self._withdrawn | (self._ledger.passing() & wanted))
 
     def write(self, rows: Any, cpus: float = 1, notes: Callable[[Dataset], list[str]] | None = None, **about: Any) -> Summary:
         """Write the rows, see that each id is there once, publish the data set.
 
         cpus: what writing a block takes; where it is the same as for the step before, Ray makes one task of both. notes: lines
         for the summary, from the finished data set. about: what dataset.json says besides. Raises CxrayError, and publishes
-        nothing, where ids are missing or stand twice.
+        nothing, where ids are missing or stand twice, or where another job has taken the folder over.
         """
+        from ray.data.datasource import FilenameProvider
+
         fs, path = (self.out / "data").arrow()
         columns = [f.with_nullable(True) for f in self.schema.columns]
         file_schema = pa.schema([*columns, *REJECTION, pa.field("outcome", pa.string())])
-        progress = Progress(self.verb, self.out / "_checkpoint", total=len(self._ids), beat=self._lease.renew)
-        with progress, plainly(self.out):
-            rows.write_parquet(
-                path,
-                filesystem=fs,
-                partition_cols=["outcome"],
-                arrow_parquet_args_fn=lambda: {"schema": file_schema, "compression": "zstd"},
-                ray_remote_args={"num_cpus": cpus},
-            )
-            new = progress.new()
-        done, summary = self._finish(new, about)
-        summary.notes = [*(notes(done) if notes else []), *speed.lines(rows.get_stats_summary(), progress.peak_bytes)]
+        run, before = self._lease.token, self._ledger.ids
+        with plainly(self.out), Progress(self.verb, self.out / "_checkpoint", before=len(before), total=len(self._ids)) as progress:
+            for _ in range(TIMES):
+                if self._ids <= self._ledger.ids:
+                    break
+                rows.write_parquet(
+                    path,
+                    filesystem=fs,
+                    filename_provider=FilenameProvider(dataset_uuid=run, file_format="parquet"),
+                    partition_cols=["outcome"],
+                    arrow_parquet_args_fn=lambda: {"schema": file_schema, "compression": "zstd"},
+                    ray_remote_args={"num_cpus": cpus},
+                )
+                self._lease.renew()
+                self._ledger.settle(run)
+            done, summary = self._finish(before, about)
+            taken = [f"taken out, because the source no longer has them: {len(self._withdrawn):,}"] if self._withdrawn else []
+            summary.notes = [*taken, *(notes(done) if notes else []), *speed.lines(rows.get_stats_summary(), progress.peak_bytes)]
         if self.cfg.profile:
             speed.draw(rows.get_stats_summary(), self.out)
         record(self.out, self.verb, self.cfg, self.cfg.inputs(), summary.__dict__)
         return summary
 
-    def _finish(self, new: int, about: dict[str, Any]) -> tuple[Dataset, Summary]:
+    def _finish(self, before: set[str], about: dict[str, Any]) -> tuple[Dataset, Summary]:
+        """before: ids that stood here when the run began."""
         done, reasons, ids = self._written()
-        if pc.count_distinct(ids).as_py() != len(ids):
-            drop_repeated(self.out)
-            done, reasons, ids = self._written()
-        distinct = pc.count_distinct(ids).as_py()
-        lost = pc.sum(pc.invert(pc.is_in(self._ids, value_set=ids))).as_py() or 0
-        if distinct != len(ids) or lost:
+        once = set(ids.to_pylist())
+        lost, more = len(self._ids - once), len(ids) - len(once & self._ids)
+        if lost or more:
             raise CxrayError(
-                f"{self.out}: {lost:,} rows are missing and {len(ids) - distinct:,} stand twice, so the data set is not published; "
+                f"{self.out}: {lost:,} rows are missing and {more:,} are too many, so the data set is not published; "
                 "run the same command again, which computes what is not whole"
             )
+        wanted = pa.chunked_array([pa.array(self._ids, pa.string())])
+        self._lease.renew()
         done = publish(
-            self.out, self.schema, self.fingerprint, done.manifest["files"], rows_in=len(ids), ids_hash=ids_hash(ids),
+            self.out, self.schema, self.fingerprint, done.manifest["files"], rows_in=len(wanted), ids_hash=ids_hash(wanted),
             columns=[f"{f.name}: {f.type}" for f in self.schema.columns], **about,
         )  # fmt: skip
         return done, Summary(
             verb=self.verb,
             where=str(self.out),
-            rows_in=len(ids),
+            rows_in=len(wanted),
             rows=done.rows,
             rejects=dict(Counter(reasons["reason"].to_pylist())),
-            new=new,
+            new=len(once - before),
             seconds=time.monotonic() - self._started,
             bytes_on_disk=sum(f["bytes"] for f in done.manifest["files"] if f["outcome"] == "row"),
         )
@@ -263,7 +297,7 @@ def plainly(out: Place) -> Iterator[None]:
     except Exception as error:
         if said := sentence(error):
             raise CxrayError(said) from error
-        if said := next(filter(None, map(meaning, causes(error))), None):
+        if said := next(filter(None, map(meaning, filter(of_a_store, causes(error)))), None):
             raise CxrayError(f"{out}: {said}") from error
         raise
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from contracts.dataset import Dataset, open_dataset
 from contracts.storage import Place
 from pipelines.inputs.leakage import scanned
-from pipelines.ledger import ids_hash
+from pipelines.ledger import decoded, ids_hash
 
 
 @dataclass
@@ -75,11 +74,9 @@ def verify(where: Place) -> Verdict:
 
 def _files(data: Dataset, verdict: Verdict) -> Iterator[tuple[dict[str, Any], pa.Table]]:
     """Each listed file that can be read and has the rows it should, with its table."""
-    fs, root = data.place.arrow()
     for file in data.manifest["files"]:
-        try:
-            table = pq.ParquetFile(fs.open_input_file(f"{root}/{file['path']}")).read()
-        except (OSError, pa.ArrowInvalid):
+        table = decoded(data.place / file["path"])
+        if table is None:
             verdict.problems.append(f"{file['path']}: missing or not readable")
             continue
         if table.num_rows != file["rows"]:

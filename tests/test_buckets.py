@@ -143,6 +143,6 @@ def test_a_bucket_that_refuses_in_the_middle_ends_the_job_in_one_line_and_reject
     answering.says(403, "someone@example.org does not have storage.objects.get access to the object.", "forbidden")
     with pytest.raises(CxrayError) as refused:
         make_images(load(ImagesConfig, {"storage": answering.options().model_dump(), **shared}))
-    assert str(refused.value).startswith(f"{bucket}/") and "(403)" in str(refused.value)
+    assert str(refused.value).startswith(f"{bucket}: ") and "(403)" in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1 and "Traceback" not in capfd.readouterr().err
     assert make_images(load(ImagesConfig, {"storage": store.model_dump(), **shared})).rejects == {"missing_file": 1}

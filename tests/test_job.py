@@ -3,17 +3,21 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray.data
+from ray.data import Dataset
 
 from contracts.dataset import open_dataset, publish
 from contracts.errors import CxrayError, RowError
 from contracts.schema import KEYS, Schema
 from contracts.storage import place
-from pipelines.job import Job, RowsConfig, block, choose, each
+from pipelines.job import Job, RowsConfig, block, choose, connect, each, plainly
+from pipelines.lease import Lease
 from pipelines.verify import verify
 
 NUMBERS = Schema("numbers", 1, pa.schema([*KEYS, ("number", pa.int64())]))
@@ -25,8 +29,8 @@ class SquareConfig(RowsConfig):
     power: int = 2
 
 
-def numbers(folder: Path, count: int):
-    """A data set of `count` numbered rows."""
+def numbers(folder: Path, count: int, first: int | None = None):
+    """A data set of `count` numbered rows; the `first` of them in a file of their own."""
     table = pa.table(
         {
             "row_id": [f"id{i:04d}" for i in range(count)],
@@ -37,9 +41,11 @@ def numbers(folder: Path, count: int):
         schema=NUMBERS.columns,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, folder / "all.parquet")
-    file = {"path": "all.parquet", "outcome": "row", "rows": count, "bytes": 1}
-    return publish(place(folder), NUMBERS, "made-by-the-test", [file])
+    parts = {"all": table} if first is None else {"first": table.slice(0, first), "more": table.slice(first)}
+    for name, part in parts.items():
+        pq.write_table(part, folder / f"{name}.parquet")
+    files = [{"path": f"{name}.parquet", "outcome": "row", "rows": part.num_rows, "bytes": 1} for name, part in parts.items()]
+    return publish(place(folder), NUMBERS, "made-by-the-test", files)
 
 
 def square(cfg: SquareConfig, source, marks: Path):
@@ -111,12 +117,14 @@ def test_a_job_cut_short_publishes_nothing_and_goes_on_where_it_was(local_ray, t
     assert verify(place(tmp_path / "squares")).clean
 
 
-def test_a_grown_input_adds_only_what_is_new(local_ray, tmp_path):
-    marks = tmp_path / "marks"
+def test_a_grown_input_adds_only_what_is_new_and_reads_no_file_of_the_rest(local_ray, tmp_path, monkeypatch):
+    marks, read, asked = tmp_path / "marks", ray.data.read_parquet, []
     square(SquareConfig(out=str(tmp_path)), numbers(tmp_path / "in", 40), marks)
     for mark in marks.glob("id*"):
         mark.unlink()
-    summary = square(SquareConfig(out=str(tmp_path)), numbers(tmp_path / "in2", 50), marks)
+    monkeypatch.setattr(ray.data, "read_parquet", lambda paths, **given: asked.append(paths) or read(paths, **given))
+    summary = square(SquareConfig(out=str(tmp_path)), numbers(tmp_path / "in2", 50, first=40), marks)
+    assert asked[0] == [str(tmp_path / "in2/more.parquet")]
     assert computed(marks) == [f"id{i:04d}" for i in range(40, 50)]
     assert (summary.rows, summary.new) == (49, 10) and verify(place(tmp_path / "squares")).clean
 
@@ -142,15 +150,13 @@ def test_other_settings_on_the_same_folder_are_refused(local_ray, tmp_path):
     assert content(tmp_path)["id0003"] == 9
 
 
-def test_a_second_job_on_the_same_folder_is_refused(local_ray, tmp_path):
-    source = numbers(tmp_path / "in", 20)
-    (tmp_path / "squares").mkdir()
-    import time
-
-    (tmp_path / "squares" / "_lease").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time()}))
-    with pytest.raises(CxrayError, match="another job"):
-        square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
-    (tmp_path / "squares" / "_lease").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time() - 3600}))
+def test_a_second_job_on_the_same_folder_is_refused_and_changes_nothing(local_ray, tmp_path):
+    source, out = numbers(tmp_path / "in", 20), tmp_path / "squares"
+    with Lease(place(out / "_lease")) as first:
+        with pytest.raises(CxrayError, match="another job"):
+            square(SquareConfig(out=str(tmp_path), power=3), source, tmp_path / "marks")
+        first.renew()
+    assert not (out / "_begun").exists(), "the other's settings are known before it begins"
     assert square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks").rows == 19
 
 
@@ -166,8 +172,7 @@ def copy(file: Path) -> None:
     file.with_name("left-by-nobody-0.parquet").write_bytes(file.read_bytes())
 
 
-@pytest.mark.parametrize("harm", [lose, cut, copy])
-@pytest.mark.parametrize("where", ["data/outcome=row", "data/outcome=reject", "_checkpoint"])
+@pytest.mark.parametrize(("harm", "where"), [(lose, "data/outcome=reject"), (cut, "data/outcome=row"), (copy, "_checkpoint")])
 def test_files_that_were_harmed_are_noticed_and_made_again(local_ray, tmp_path, harm, where):
     source, out = numbers(tmp_path / "in", 40), tmp_path / "squares"
     square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
@@ -178,19 +183,42 @@ def test_files_that_were_harmed_are_noticed_and_made_again(local_ray, tmp_path, 
     assert verify(place(out)).clean and content(tmp_path) == {f"id{i:04d}": i * i for i in range(40) if i != 5}
 
 
-def test_what_a_killed_runs_last_task_wrote_afterwards_is_taken_out(local_ray, tmp_path):
-    """Its writes are whole and committed, so that nothing but the ids tells."""
-    source, cfg = numbers(tmp_path / "in", 100), SquareConfig(out=str(tmp_path))
-    square(cfg, source, tmp_path / "marks")
-    before, out = content(tmp_path), tmp_path / "squares"
-    for stem in sorted(f.stem for f in (out / "_checkpoint").glob("*.parquet"))[:2]:
-        for file in [*(out / "data").rglob(f"{stem}-*.parquet"), out / "_checkpoint" / f"{stem}.parquet"]:
-            shutil.copy(file, file.with_name(file.name.replace(stem, f"orphan{stem}")))
-    square(cfg, source, tmp_path / "marks")
-    assert content(tmp_path) == before
-    assert verify(place(out)).clean
-    square(cfg, source, tmp_path / "marks")  # and nothing is left that the next run would stumble over
-    assert content(tmp_path) == before and len(computed(tmp_path / "marks")) == 100
+def test_what_others_leave_while_it_runs_costs_no_second_command(local_ray, tmp_path, monkeypatch):
+    """Written meanwhile by a killed run's last task, whole and committed, and left by a first attempt at what was then done."""
+    source, cfg, out, write = numbers(tmp_path / "in", 100), SquareConfig(out=str(tmp_path)), tmp_path / "squares", Dataset.write_parquet
+    hours = []
+
+    def and_then_the_others(self: Dataset, path: str, **given: object) -> None:
+        write(self, path, **given)
+        hours.append(path)
+        if len(hours) > 1:
+            return
+        first, second = sorted((out / "data/outcome=row").glob("*.parquet"))[1:3]
+        both = pa.concat_tables([pq.ParquetFile(f).read().slice(3) for f in (first, second)])
+        pq.write_table(both, out / "data/outcome=row/orphan-0.parquet")
+        pq.write_table(both.select(["row_id"]), out / "_checkpoint/orphan.parquet")
+        stale = out / "data/outcome=reject" / first.name
+        assert not stale.exists()
+        pq.write_table(pq.ParquetFile(first).read().slice(0, 1), stale)
+        cut(second)
+
+    monkeypatch.setattr(Dataset, "write_parquet", and_then_the_others)
+    summary = square(cfg, source, tmp_path / "marks")
+    assert (summary.rows_in, summary.rows, summary.rejects, len(hours)) == (100, 99, {"no_pixels": 1}, 2)
+    assert content(tmp_path) == {f"id{i:04d}": i * i for i in range(100) if i != 5} and verify(place(out)).clean
+
+
+def test_a_job_that_was_taken_for_dead_publishes_nothing(local_ray, tmp_path, monkeypatch):
+    source, out, write = numbers(tmp_path / "in", 20), tmp_path / "squares", Dataset.write_parquet
+
+    def and_then_another_took_over(self: Dataset, path: str, **given: object) -> None:
+        write(self, path, **given)
+        (out / "_lease").write_text(json.dumps({"host": "elsewhere", "pid": 1, "born": 0.0, "token": "theirs", "time": time.time()}))
+
+    monkeypatch.setattr(Dataset, "write_parquet", and_then_another_took_over)
+    with pytest.raises(CxrayError, match="no longer this job's"):
+        square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
+    assert not (out / "dataset.json").exists() and "theirs" in (out / "_lease").read_text()
 
 
 def test_a_full_disk_is_one_sentence_and_room_mends_it(local_ray, tmp_path):
@@ -229,8 +257,34 @@ def test_a_small_run_takes_the_same_rows_every_time_and_a_share_of_each_split(tm
     assert set(choose(keys, 5, None)["row_id"].to_pylist()) < set(choose(keys, 9, None)["row_id"].to_pylist())
 
 
-def test_limit_grows_into_the_whole(local_ray, tmp_path):
-    source, marks = numbers(tmp_path / "in", 50), tmp_path / "marks"
+def test_limit_grows_into_the_whole_and_takes_nothing_back_but_what_the_source_no_longer_has(local_ray, tmp_path):
+    source, marks, out = numbers(tmp_path / "in", 50), tmp_path / "marks", place(tmp_path / "squares")
     assert square(SquareConfig(out=str(tmp_path), limit=10), source, marks).rows_in == 10
     assert square(SquareConfig(out=str(tmp_path)), source, marks).rows_in == 50
+    assert square(SquareConfig(out=str(tmp_path), limit=10), source, marks).rows_in == 50
+    fewer = square(SquareConfig(out=str(tmp_path), limit=10), numbers(tmp_path / "fewer", 45), marks)
+    assert (fewer.rows_in, fewer.rows, fewer.new) == (45, 44, 0) and "the source no longer has them: 5" in str(fewer)
+    assert content(tmp_path).keys() == {f"id{i:04d}" for i in range(45) if i != 5} and verify(out).clean
     assert len(computed(marks)) == 50
+
+
+def test_a_source_with_an_id_twice_is_said_before_anything_is_done(local_ray, tmp_path):
+    source = numbers(tmp_path / "in", 20, first=10)
+    shutil.copy(tmp_path / "in/first.parquet", tmp_path / "in/more.parquet")
+    with pytest.raises(CxrayError, match="10 ids stand there more than once"):
+        square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
+
+
+def test_an_address_where_no_cluster_is_is_said(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(CxrayError, match="RAY_ADDRESS=nonsense: no Ray cluster answers there"):
+        connect()
+
+
+def test_what_a_worker_misses_is_not_blamed_on_the_store(tmp_path):
+    for error in (FileNotFoundError(2, "No such file", "vocab.txt"), ConnectionError("a service of its own")):
+        with pytest.raises(type(error)), plainly(place(tmp_path)):
+            raise error
+    with pytest.raises(CxrayError, match="no space left"), plainly(place(tmp_path)):
+        raise OSError(28, "No space left on device")

@@ -10,9 +10,10 @@ import types
 from pathlib import Path
 
 import pytest
+from gcsfs.retry import HttpError
 
 from contracts.errors import CxrayError, RowError
-from contracts.storage import Place, StorageOptions, place, told, told_of_row
+from contracts.storage import Place, StorageOptions, of_a_store, place, told, told_of_row
 
 TOKEN = "planted-access-token"
 
@@ -61,11 +62,20 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatc
     assert file.read() == b"old" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_of_two_that_create_a_file_one_succeeds(tmp_path):
-    (place(tmp_path) / "deep/_lease").create(b"mine")
-    with pytest.raises(FileExistsError):
-        (place(tmp_path) / "deep/_lease").create(b"yours")
-    assert (place(tmp_path) / "deep/_lease").read() == b"mine"
+def test_a_file_is_swapped_only_where_it_is_what_one_saw(tmp_path):
+    file = place(tmp_path) / "deep/_lease"
+    assert file.swap(None, b"mine") and not file.swap(None, b"yours") and not file.swap(b"yours", b"yours") and file.read() == b"mine"
+    assert file.swap(b"mine", b"yours") and not file.swap(b"mine", None) and file.read() == b"yours"
+    assert file.swap(b"yours", None) and not file.exists() and not file.swap(b"yours", b"mine")
+
+
+def test_of_many_that_swap_at_once_one_does(tmp_path):
+    file, seen = place(tmp_path / "_lease"), []
+    for old in (None, b"a dead one's"):
+        threads = [threading.Thread(target=lambda n=n, old=old: seen.append(file.swap(old, b"%d" % n))) for n in range(16)]
+        [t.start() for t in threads], [t.join() for t in threads]
+        assert seen.count(True) == 1
+        file.write(b"a dead one's"), seen.clear()
 
 
 def test_a_place_knows_its_name_its_parts_and_what_lies_in_it():
@@ -76,7 +86,7 @@ def test_a_place_knows_its_name_its_parts_and_what_lies_in_it():
 
 
 def test_a_scheme_that_nothing_opens_is_said():
-    with pytest.raises(CxrayError, match=r"^nosuch://x/y: cannot be opened: .*nosuch"):
+    with pytest.raises(CxrayError, match=r"^nosuch://x: cannot be opened: .*nosuch"):
         place("nosuch://x/y").exists()
 
 
@@ -198,14 +208,20 @@ def test_what_is_not_there_does_not_exist_and_has_no_files(answering, object_the
     assert not object_there.exists() and object_there.files() == []
 
 
-def test_a_file_is_created_in_a_bucket_only_where_none_is(answering, object_there):
+def test_in_a_bucket_google_itself_sees_to_it_that_one_of_two_swaps(answering, object_there):
+    answering.says(200, seen := json.dumps({"kind": "storage#object", "name": "files/p10/x.jpg", "size": "5", "generation": "7"}))
+    assert object_there.swap(None, b"mine") and "ifGenerationMatch=0" in answering.asked[-1][0]
+    assert object_there.swap(seen.encode(), b"mine") and "ifGenerationMatch=7" in answering.asked[-1][0]
+    assert "/upload/" in answering.asked[-1][0] and "generation=7" in answering.asked[-2][0]
+    assert object_there.swap(seen.encode(), None) and "ifGenerationMatch=7" in answering.asked[-1][0]
+    assert not object_there.swap(b"another", b"mine")
     answering.says(412, "At least one of the pre-conditions you specified did not hold.", "conditionNotMet")
-    with pytest.raises(FileExistsError):
-        object_there.create(b"mine")
-    assert "ifGenerationMatch=0" in answering.asked[-1][0]
+    assert not object_there.swap(None, b"mine")
+    answering.says(*SAYS["no object"][0])
+    assert not object_there.swap(b"seen", b"mine")
     answering.says(*SAYS["no access"][0])
     with pytest.raises(CxrayError, match=r"\(403\)"):
-        object_there.create(b"mine")
+        object_there.swap(None, b"mine")
 
 
 def closed_port() -> int:
@@ -244,7 +260,7 @@ def test_no_credentials_are_a_sentence_and_not_an_anonymous_try(answering, tmp_p
     for way in (nobody.read, nobody.exists, nobody.arrow):
         with pytest.raises(CxrayError) as error:
             way()
-        assert "no Google credentials here: run `gcloud auth" in plain(error, nobody.uri)
+        assert "no Google credentials here: run `gcloud auth" in plain(error, "gs://mimic")
     assert not answering.asked
 
 
@@ -265,6 +281,12 @@ def test_what_a_disk_says_is_a_sentence(raised, sentence):
 def test_a_fault_of_the_program_is_no_sentence():
     with pytest.raises(ZeroDivisionError), told(place("/data/x")):
         raise ZeroDivisionError
+
+
+def test_who_did_not_ask_a_store_is_not_told_that_it_failed():
+    """A model's missing file, a Ray that does not answer: a worker meets them too."""
+    assert not any(map(of_a_store, [FileNotFoundError(errno.ENOENT, "x"), ConnectionError("x"), TimeoutError("x"), ImportError("x")]))
+    assert all(map(of_a_store, [OSError(errno.ENOSPC, "x"), OSError("Forbidden: x"), HttpError({"code": 503, "message": "x"})]))
 
 
 # -- a row's own file ----------------------------------------------------------------------------------------------------------
@@ -288,11 +310,24 @@ def test_a_broken_connection_is_a_passing_reject(raised):
     assert (error.value.reason, error.value.lasting) == ("store_unreachable", False)
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTDIR])
+def test_one_file_that_the_disk_cannot_read_is_a_passing_reject(number):
+    with pytest.raises(RowError) as error, told_of_row(place("/data/files/p10/p10000032/x.jpg")):
+        raise OSError(number, "as the disk says")
+    assert (error.value.reason, error.value.lasting) == ("unreadable_file", False)
+
+
+def test_a_refusal_by_the_disk_names_no_patient():
+    with pytest.raises(CxrayError) as error, told_of_row(place("/data/files/p10/p10000032/x.jpg")):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    assert plain(error, "/data").startswith("/data: may not be read")
+
+
 @pytest.mark.parametrize("case", ["requester pays", "bad project", "anonymous", "expired", "no access", "may not charge"])
 def test_a_refusal_is_of_the_whole_job_and_survives_the_way_from_a_worker(answering, object_there, case):
     answer, sentence = SAYS[case]
     answering.says(*answer)
     with pytest.raises(CxrayError) as error, told_of_row(object_there):
         object_there.fs.cat_file(object_there.path)
-    assert re.search(sentence, plain(error, object_there.uri))
+    assert re.search(sentence, plain(error, "gs://mimic")), "a row's path names its patient"
     assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from contracts.errors import CxrayError
 from contracts.runs import finished, read_run, record
+from contracts.storage import Place
 from evaluation.metrics import judge
 from models.encoders.grid import dequantise
 from models.mdfnet import KINDS, MODALITIES, MDFNet, MDFNetConfig, components
 from models.unfrozen import Unfrozen
 from pipelines.images.stored import from_stored
 from pipelines.inputs.clinical import CLINICAL
+from pipelines.knowledge.retrieve import Knowledge
 from trainers import finetune
 from trainers.engine import Batch, Data, Fitted, Seen, Task, dry_run, fit
 from trainers.finetune import Side, Unfreeze
@@ -227,13 +229,13 @@ class Fusion(Task):
             finetune.save(model, folder)
             model = model.fusion
         save_model(model, str(folder / "model.safetensors"))
-        said = self._about() | {"clinical": {"names": CLINICAL, "mean": self.mean.tolist(), "scale": self.scale.tolist()}}
-        (folder / "config.json").write_text(json.dumps(said, indent=1))
         if self.made.knowledge and self.passages:  # a model in use fetches passages too
             known = Knowledge(Place(self.made.knowledge["uri"], self.cfg.storage))
             if known.fingerprint != self.made.knowledge["fingerprint"]:
                 raise CxrayError(f"{known.where}: is another knowledge base now than when training began; put that back, then train on")
             known.copy(folder / "knowledge")
+        said = self._about() | {"clinical": {"names": CLINICAL, "mean": self.mean.tolist(), "scale": self.scale.tolist()}}
+        (folder / "config.json").write_text(json.dumps(said, indent=1))
 
     def _about(self) -> dict[str, Any]:
         """Of config.json all but what `fit` learnt."""

@@ -9,9 +9,7 @@ import hashlib
 import json
 import logging
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from contracts.errors import CxrayError, sentence
 from contracts.storage import Place
 from evaluation.metrics import plain
 from pipelines.job import connect, plainly
-from pipelines.ledger import Lease
+from pipelines.lease import Lease
 from trainers.engine.board import curves
 from trainers.engine.card import card
 from trainers.engine.context import Context
@@ -65,7 +63,7 @@ def fit(task: Task, cfg: TrainerConfig, data: Data, out: Place, made_by: Sequenc
     data, out = data.anchored(), anchored(out)
     data.plan(task.columns)
     check_rows(cfg, len(data.split("train")), len(data.split("validate")))
-    with _held(out):
+    with Lease(out / "_lease"):
         _same_run(cfg, data, out, made_by)
         connect()
         check_cluster(cfg, cluster())
@@ -177,26 +175,6 @@ def _give_up() -> Any:
                     raise CxrayError(said)
 
     return GiveUp()
-
-
-@contextmanager
-def _held(out: Place) -> Iterator[None]:
-    """Nobody else trains into this folder meanwhile."""
-    lease, stop = Lease(out / "_lease"), threading.Event()
-    lease.take()
-
-    def renew() -> None:
-        while not stop.wait(20):
-            lease.renew()
-
-    beat = threading.Thread(target=renew, daemon=True, name="lease")
-    beat.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        beat.join()
-        lease.release()
 
 
 def _same_run(cfg: TrainerConfig, data: Data, out: Place, made_by: Sequence[str]) -> None:
