@@ -9,6 +9,7 @@ from contracts.chart import Chart
 from contracts.errors import CxrayError
 from contracts.storage import place
 from pipelines.cohort.reports import sections
+from pipelines.lease import Lease
 from pipelines.verify import verify
 
 ADMITTED = [{"hadm_id": 20000001}]
@@ -269,6 +270,9 @@ def test_plain_csv_serves_as_well(tmp_path):
 def test_a_rebuilt_cohort_takes_the_old_ones_place_and_verifies(tmp_path):
     tree = write_tree(tmp_path / "tree", edstays=[{}], triage=[{}])
     cohort(tree, tmp_path / "out")
+    (tmp_path / "out/cohort/data/left-by-a-killed-one.parquet").write_bytes(b"half")
+    with Lease(place(tmp_path / "out/cohort/_lease")), pytest.raises(CxrayError, match="another job"):
+        cohort(tree, tmp_path / "out")
     cohort(tree, tmp_path / "out")
     assert len(list((tmp_path / "out/cohort/data").iterdir())) == 1
     assert verify(place(tmp_path / "out/cohort")).clean

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contracts.config import Config
-from contracts.dataset import Dataset, publish, read_manifest
+from contracts.dataset import Dataset, publish
 from contracts.errors import CxrayError
 from contracts.runs import finished, read_run, record
 from contracts.schema import COHORT
@@ -23,12 +23,14 @@ from pipelines.cohort.card import describe, draw
 from pipelines.cohort.charts import LABS, build_charts, read_charts
 from pipelines.cohort.pieces import pieces
 from pipelines.cohort.reports import read_reports
-from pipelines.cohort.sources import Sources, Tables, find, sizes
+from pipelines.cohort.sources import Found, Sources, Tables, find, sizes
 from pipelines.cohort.splits import SplitConfig, assign_splits, write_kept
 from pipelines.cohort.studies import choose_rows, read_images, read_studies
 from pipelines.cohort.targets import read_targets
 from pipelines.cohort.visits import link_visits, read_visits
 from pipelines.job import VerbConfig
+from pipelines.lease import Lease
+from pipelines.ledger import ids_hash
 
 ROWS_A_FILE = 20_000
 
@@ -79,9 +81,15 @@ class CohortSummary:
 def run(cfg: CohortConfig) -> CohortSummary:
     """Raises CxrayError for a source, table or column that is not there, and for a cohort without rows."""
     started = time.monotonic()
-    out = cfg.output()
     found = find(cfg.sources, cfg.root, cfg.storage)
-    tables = Tables(cfg.resources.memory, cfg.resources.spill_to)
+    with Lease(cfg.output() / "_lease") as lease:
+        card = _make(cfg, found, lease)
+    return CohortSummary(str(cfg.output()), card, time.monotonic() - started)
+
+
+def _make(cfg: CohortConfig, found: Found, lease: Lease) -> dict[str, Any]:
+    """The cohort -> its card."""
+    out, tables = cfg.output(), Tables(cfg.resources.memory, cfg.resources.spill_to)
 
     read_studies(tables, found, cfg.labels)
     read_images(tables, found, cfg.sources.image_format, cfg.frontal_views)
@@ -98,20 +106,20 @@ def run(cfg: CohortConfig) -> CohortSummary:
     read_targets(tables, found)
     _assemble(tables)
 
-    before = read_manifest(out)
     files = _write(tables, out)
+    lease.renew()
     if kept is not None:
         write_kept(out, cfg.splits, kept)
     card = describe(tables, found)
     fingerprint = cfg.fingerprint(COHORT.name, str(COHORT.version), json.dumps(sizes(found), sort_keys=True))
     rows_fingerprint = cfg.splits.fingerprint(cfg.sources.image_format)
     cohort = publish(out, COHORT, fingerprint, files, rows_fingerprint=rows_fingerprint, card=card, **_ids(tables))
-    _remove_old(out, before, cohort)
+    _remove_others(out, cohort)
     draw(card, out)
     record(out, "cohort", cfg, {}, {
         "rows": cohort.rows, "dropped": card["images"]["dropped"], "sources": found.named(), "sizes": sizes(found),
     })  # fmt: skip
-    return CohortSummary(str(out), card, time.monotonic() - started)
+    return card
 
 
 def unchanged(verb: str, cfg: CohortConfig) -> bool:
@@ -153,17 +161,15 @@ def _write(tables: Tables, out: Place) -> list[dict[str, Any]]:
     return [file.result() for file in files]
 
 
-def _remove_old(out: Place, before: dict[str, Any] | None, now: Dataset) -> None:
-    """Delete the files of the cohort that stood here before."""
-    still = {f["path"] for f in now.manifest["files"]}
-    for file in (before or {}).get("files", []):
-        if file["path"] not in still:
-            (out / file["path"]).remove()
+def _remove_others(out: Place, now: Dataset) -> None:
+    """Delete the files of the cohort that stood here before, and what a killed run left."""
+    listed = {f["path"] for f in now.manifest["files"]}
+    for file in (out / "data").files(".parquet"):
+        if file.relative(out) not in listed:
+            file.remove()
 
 
 def _ids(tables: Tables) -> dict[str, Any]:
-    from pipelines.ledger import ids_hash
-
     ids = tables.con.sql("SELECT row_id FROM cohort").to_arrow_table()["row_id"]
     return {"rows_in": len(ids), "ids_hash": ids_hash(ids), "columns": [f"{f.name}: {f.type}" for f in COHORT.columns]}
 

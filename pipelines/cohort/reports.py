@@ -1,6 +1,7 @@
 """Report texts -> sections. Texts come as PhysioNet's files (one a study) or from its zip."""
 
 import io
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -8,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+from tqdm import tqdm
 
 from contracts.schema import SECTIONS
 from contracts.storage import Place, told
 
+QUIET_S = 3  # reports that are read by then show no progress
 SHORT = 30  # characters: below this a report says nothing ('___', 'See above')
 STATUS = ("present", "short", "absent")
 
@@ -61,7 +64,9 @@ def read_reports(where: Place | None, studies: list[tuple[int, int]]) -> pa.Tabl
     status: 'present', 'short' (under 30 characters, whose text is left out) or 'absent'.
     """
     columns: dict[str, list] = {"study_id": [], "status": [], "report_text": [], **{f"report_{s}": [] for s in SECTIONS}}
-    for study_id, text in _texts(where, studies) if where else ():
+    quiet = 0.5 if os.isatty(2) else 15.0  # as a job's own progress
+    texts = tqdm(_texts(where, studies), "reports", len(studies), unit=" reports", delay=QUIET_S, mininterval=quiet) if where else ()
+    for study_id, text in texts:
         stripped = "" if text is None else text.strip()
         status = "absent" if text is None else "short" if len(stripped) < SHORT else "present"
         split = sections(stripped) if status == "present" else dict.fromkeys(SECTIONS)
