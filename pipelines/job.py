@@ -200,7 +200,7 @@ class Job:
         # A file of which nothing is missing is not read: pictures take long to come, and Ray would drop them only then.
         missing = pa.array(self._ids - self._ledger.ids, pa.string())
         files = set(keys.filter(pc.is_in(keys["row_id"], value_set=missing))["__filename"].to_pylist())
-        paths = [path for path in source.paths() if path in files] or source.paths()[:1]
+        paths = [path for path in source.paths() if path in files] if files else source.paths()[:1]
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         rows_per_block = max(16, min(1024, -(-wanted.num_rows // (8 * cpus))))
         fs, _ = source.place.arrow()

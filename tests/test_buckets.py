@@ -9,13 +9,16 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from emulator import upload
 from trees import write_tree
 
 from contracts.config import load
-from contracts.dataset import open_dataset
+from contracts.dataset import open_dataset, publish
 from contracts.errors import CxrayError
+from contracts.schema import IMAGES
 from contracts.storage import Place, StorageOptions, place
 from pipelines.cohort.job import CohortConfig
 from pipelines.cohort.job import run as make_cohort
@@ -68,6 +71,16 @@ def test_what_is_written_into_a_bucket_is_listed_read_and_removed(bucket):
     assert (bucket / "b").files() == []
     with pytest.raises(CxrayError, match=rf"^{bucket}/a/one.txt: is not there"):
         (bucket / "a/one.txt").read()
+
+
+def test_a_row_says_which_of_a_data_sets_files_it_stands_in(bucket, tmp_path):
+    for where in (bucket / "out", place(tmp_path)):
+        for name in ("b", "a"):
+            (where / f"data/{name}.parquet").write(b"")
+            pq.write_table(pa.table({"row_id": [name]}), f"{where.arrow()[1]}/data/{name}.parquet", filesystem=where.arrow()[0])
+        files = [{"path": f"data/{name}.parquet", "outcome": "row", "rows": 1, "bytes": 1} for name in ("b", "a")]
+        data = publish(where, IMAGES, "made-by-the-test", files)
+        assert data.table(["row_id", "__filename"])["__filename"].to_pylist() == data.paths()
 
 
 def test_a_cohort_from_a_bucket_equals_the_one_from_the_disk(bucket, store, tmp_path):
