@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chaos
@@ -25,7 +26,7 @@ from trainers.engine.patches import free, named_after
 from trainers.losses import LossConfig
 from trainers.sources import FusionConfig
 from trainers.space import Between, OneOf
-from trainers.sweep import SweepConfig, Trial, finish, search, study
+from trainers.sweep import SweepConfig, Trial, finish, scheduler, search, study
 
 SPACE = {
     "loss.gamma": {"low": 0, "high": 4.0},
@@ -142,6 +143,23 @@ def test_a_lone_trial_leaves_a_page_without_pictures(tmp_path: Path):
 def test_a_sweep_of_failures_says_so(tmp_path: Path):
     with pytest.raises(CxrayError, match="all 1 trials failed"):
         finish(config(tmp_path), TRIALS[3:])
+
+
+def test_who_reached_the_last_epoch_is_not_stopped_there(tmp_path: Path):
+    """Epoch 6 would be a rung, and the last trial to come there the worst."""
+    asha = scheduler(config(tmp_path, grace=2, reduction=3, training={"epochs": 6}))
+    asha.set_search_properties("macro_auroc", "max")
+    good, late, bad = (SimpleNamespace(trial_id=id) for id in "abc")
+
+    def say(trial: Any, epoch: int, value: float) -> str:
+        return asha.on_trial_result(None, trial, {"epoch": epoch, "macro_auroc": value})
+
+    for trial in (good, late, bad):
+        asha.on_trial_add(None, trial)
+    assert {say(trial, epoch, 0.9) for trial in (good, late) for epoch in (1, 2, 3)} == {"CONTINUE"}
+    assert say(bad, 2, 0.1) == "STOP"
+    assert say(good, 6, 0.9) == say(late, 6, 0.2) == "CONTINUE"
+    assert scheduler(config(tmp_path, grace=4, training={"epochs": 4})) is None, "each trial gets four"
 
 
 # ---- with Ray Tune ----

@@ -142,7 +142,6 @@ def trial(values: dict[str, Any], cfg: SweepConfig) -> dict[str, Any]:
 def search(cfg: SweepConfig, trial: Callable[..., dict[str, Any] | None]) -> list[Trial]:
     """Run `trial(values, cfg)` for as many values as asked, or go on with a search that was cut short."""
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.optuna import OptunaSearch
 
     connect()
@@ -169,13 +168,7 @@ def search(cfg: SweepConfig, trial: Callable[..., dict[str, Any] | None]) -> lis
                     points_to_evaluate=[own] if own else None,
                     sampler=optuna.samplers.TPESampler(seed=cfg.seed, n_startup_trials=max(4, cfg.trials // 4)),
                 ),
-                scheduler=ASHAScheduler(
-                    time_attr="epoch",
-                    max_t=cfg.training.epochs,
-                    grace_period=min(cfg.grace, cfg.training.epochs),
-                    reduction_factor=cfg.reduction,
-                    stop_last_trials=False,  # who reached the last epoch has a model to write
-                ),
+                scheduler=scheduler(cfg),
             ),
             run_config=tune.RunConfig(name=TUNE, storage_path=path, storage_filesystem=fs, verbose=0),
         )
@@ -260,6 +253,15 @@ def parallel(found: optuna.Study, metric: str) -> bytes:
     pyplot.savefig(sink, format="png", dpi=110, bbox_inches="tight")
     pyplot.close()
     return sink.getvalue()
+
+
+def scheduler(cfg: SweepConfig) -> Any:
+    """ASHA, with no rung at the last epoch: who reached it has a model to write. None where each trial gets all epochs anyway."""
+    from ray.tune.schedulers import ASHAScheduler
+
+    last = cfg.training.epochs - 1
+    rungs: dict[str, Any] = {"grace_period": cfg.grace, "reduction_factor": cfg.reduction, "max_t": last, "stop_last_trials": False}
+    return ASHAScheduler(time_attr="epoch", **rungs) if cfg.grace <= last else None
 
 
 def _has_room(cfg: SweepConfig) -> None:
