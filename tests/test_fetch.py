@@ -155,6 +155,19 @@ def test_memory_holds_twice_as_many_files_as_are_under_way(tmp_path):
     assert peak < 5.5 * size
 
 
+def test_of_large_files_fewer_are_read_ahead(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "AHEAD_BYTES", 3500)
+    sizes = [1000] * 10 + [3000] * 10 + [10] * 10
+    uris = [str(tmp_path / f"{i:02d}.dcm") for i in range(len(sizes))]
+    for uri, size in zip(uris, sizes, strict=True):
+        Path(uri).write_bytes(bytes(size))
+    pulled: list[str] = []
+    files = Fetcher(StorageOptions(), 2, 10_000).each(pulled.append(uri) or uri for uri in uris)
+    ahead = [len(pulled) - taken for taken, _ in enumerate(files, 1)]
+    # The consumer's own is not counted. A file is as large as the largest of four: at first as large as it may be.
+    assert ahead[:4] == [0] * 4 and ahead[5:10] == [2] * 5 and ahead[12:20] == [0] * 8 and ahead[24:27] == [3] * 3
+
+
 def test_a_consumer_that_stops_frees_the_store_for_the_next(files, faulty):
     fetcher = Fetcher(faulty.options(timeout_s=20), 4, LARGE)
     faulty.plan = lambda path, before, number: None if "f00" in path else "stall"
