@@ -8,6 +8,7 @@ cxray serve CONFIG.yaml --ui, cxray key NAME --keys FILE, cxray ui
 """
 
 import json
+import signal
 import sys
 import time
 from importlib import import_module
@@ -40,9 +41,12 @@ VERBS = {
     "overview": ("pipelines.overview.job", "OverviewConfig", "One page of what a folder of outputs holds."),
 }
 
+STOPPED = 130  # how typer ends at Ctrl-C, without a word
+PROFILED = ("images", "features", "texts")  # their stages are Ray's
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a setting; the value is YAML.")]
-Profile = Annotated[bool, typer.Option("--profile", help="Write a timeline and a picture of the time by stage (verbs that make rows).")]
+Profile = Annotated[bool, typer.Option("--profile", help="Write a timeline, and a picture of the time by stage.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to do, on what.")]
 
 
@@ -52,10 +56,14 @@ def _verb(name: str) -> tuple[Any, type[Config]]:
 
 
 def _add(name: str) -> None:
-    @app.command(name, help=VERBS[name][2])
-    def _(config: ConfigFile, set: Sets = None, profile: Profile = False) -> None:
+    def verb(config: ConfigFile, set: Sets = None) -> None:
         module, kind = _verb(name)
-        typer.echo(module.run(load(kind, config, [*(set or []), *(["profile=true"] if profile else [])])))
+        typer.echo(module.run(load(kind, config, set or [])))
+
+    def with_profile(config: ConfigFile, set: Sets = None, profile: Profile = False) -> None:
+        verb(config, [*(set or []), *(["profile=true"] if profile else [])])
+
+    app.command(name, help=VERBS[name][2])(with_profile if name in PROFILED else verb)
 
 
 for _name in VERBS.keys() - {"synth", "train", "predict"}:
@@ -200,9 +208,12 @@ def main() -> None:
     except CxrayError as error:
         typer.echo(f"cxray: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != STOPPED:
+            raise
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end Ray's shutdown, not sooner but with a traceback
         typer.echo("cxray: stopped; the same command goes on from here", err=True)
-        sys.exit(130)
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

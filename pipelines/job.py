@@ -34,6 +34,7 @@ from contracts.storage import PASSING, Place, StorageOptions, meaning, of_a_stor
 from pipelines import speed
 from pipelines.lease import Lease
 from pipelines.ledger import Ledger, Progress, ids_hash, list_files
+from pipelines.pool import RETRIES
 
 KEY_NAMES = [f.name for f in KEYS]
 TIMES = 3  # Ray goes over the rows, should there be some missing still
@@ -99,14 +100,13 @@ class Summary:
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
 
-def connect(profile: bool = False) -> None:
+def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine. Never somebody else's by accident.
 
     Ray's ports are open to the network, and it runs what reaches them. One that starts here lets in who knows its token: a new one, unless
     the environment names another, and in no file, where Ray itself would leave one for whoever may read the home folder.
     """
-    if profile:
-        os.environ["RAY_PROFILING"] = "1"  # has to be said before Ray starts
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # what is killed for memory Ray counts by itself, and would try for ever
     import ray
 
     if ray.is_initialized():
@@ -125,6 +125,9 @@ def connect(profile: bool = False) -> None:
             raise CxrayError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({said}); correct it, or unset it") from error
     import ray.data
 
+    from pipelines.watch import Watch
+
+    ray.data.DataContext.get_current().custom_execution_callback_classes = [Watch]
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the job says itself how it goes, and what stops it is raised
 
 
@@ -157,7 +160,7 @@ class Job:
             )
         # Known from the first row on, so that a changed setting cannot mix into a job that was cut short.
         publish(self.out / "_begun", self.schema, self.fingerprint, [])
-        connect(self.cfg.profile)
+        connect()
         self._set_context()
         self._ledger = Ledger(self.out)
 
@@ -228,6 +231,8 @@ class Job:
         """
         from ray.data.datasource import FilenameProvider
 
+        from pipelines.watch import Watch
+
         fs, path = (self.out / "data").arrow()
         columns = [f.with_nullable(True) for f in self.schema.columns]
         file_schema = pa.schema([*columns, *REJECTION, pa.field("outcome", pa.string())])
@@ -242,15 +247,16 @@ class Job:
                     filename_provider=FilenameProvider(dataset_uuid=run, file_format="parquet"),
                     partition_cols=["outcome"],
                     arrow_parquet_args_fn=lambda: {"schema": file_schema, "compression": "zstd"},
-                    ray_remote_args={"num_cpus": cpus},
+                    ray_remote_args={"num_cpus": cpus, "max_retries": RETRIES},
                 )
                 self._lease.renew()
                 self._ledger.settle(run)
             done, summary = self._finish(before, about)
+            stats = rows.get_stats_summary()
             taken = [f"taken out, because the source no longer has them: {len(self._withdrawn):,}"] if self._withdrawn else []
-            summary.notes = [*taken, *(notes(done) if notes else []), *speed.lines(rows.get_stats_summary(), progress.peak_bytes)]
+            summary.notes = [*taken, *(notes(done) if notes else []), *speed.lines(stats, Watch.slots, progress.peak_bytes)]
         if self.cfg.profile:
-            speed.draw(rows.get_stats_summary(), self.out)
+            summary.notes += speed.draw(stats, Watch.slots, self.out)
         record(self.out, self.verb, self.cfg, self.cfg.inputs(), summary.__dict__)
         return summary
 

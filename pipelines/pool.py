@@ -6,11 +6,18 @@ whole one. Encoders ask for half of the rest only: where a node is lost its enco
 be as much left over then. What they ask for decides where they are put, not what they use.
 """
 
+import os
 from typing import Any
 
 from contracts.config import Config
+from contracts.errors import CxrayError
 
 LEFT_OVER = 1.5  # CPUs
+
+# A block of rows is tried so often again whose process was killed: by a row that crashes it, for memory, or with its node. Ray would try
+# for ever. Nodes that say that they go (spot machines with a notice) do not count, and six others lost under one block are no accident.
+RETRIES = 5
+RESTARTS = 50  # of one actor, by all blocks together; one that dies while it loads its encoder has no block to be counted by
 
 
 class EncoderResources(Config):
@@ -19,16 +26,28 @@ class EncoderResources(Config):
     gpus: float | None = None  # a share of a GPU each; by default 1 where the cluster has GPUs, else 0
 
 
+def joined() -> bool:
+    """Whether Ray is another's, that was there before. It may grow, and its workers are none of this process's."""
+    return os.environ.get("RAY_ADDRESS", "local") != "local"
+
+
 def encoder_pool(resources: EncoderResources) -> dict[str, Any]:
-    """Keyword arguments of `map_batches` for a pool of encoder actors."""
+    """Keyword arguments of `map_batches` for a pool of encoder actors. Raises CxrayError where none of them could ever start."""
     import ray
     from ray.data import ActorPoolStrategy
 
-    have = ray.cluster_resources()
+    have, nodes = ray.cluster_resources(), [n["Resources"] for n in ray.nodes() if n["Alive"]]
     cpus, gpus = have.get("CPU", 1), resources.gpus if resources.gpus is not None else float(have.get("GPU", 0) > 0)
+    if gpus > (there := max(n.get("GPU", 0) for n in nodes)) and not joined():  # a cluster may grow; there `Watch` says what is waited for
+        raise CxrayError(
+            f"resources.gpus: an encoder is to have {gpus:g} GPUs, and this machine has {there:g}: "
+            "leave it out to take what is there, or name a cluster in RAY_ADDRESS"
+        )
     # What is left over has to lie on one node: half a CPU on each of two runs nothing that wants a whole one.
-    smallest = min((n["Resources"]["CPU"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")), default=1)
-    most = resources.actors or max(1, int(have.get("GPU", 0) / gpus if gpus else cpus))
+    smallest = min((n["CPU"] for n in nodes if n.get("CPU")), default=1)
+    most = max(1, int(have.get("GPU", 0) / gpus if gpus else cpus))
+    if resources.actors:  # more than one a core would take what is left over for reading and writing
+        most = resources.actors if gpus else min(resources.actors, most)
     return {
         # GPUs may come and go; on CPUs an actor that starts late takes its start-up from those at work.
         "compute": ActorPoolStrategy(min_size=1 if gpus else most, max_size=most),
@@ -36,6 +55,8 @@ def encoder_pool(resources: EncoderResources) -> dict[str, Any]:
         "num_gpus": gpus,
         "batch_size": resources.batch or (64 if gpus else 16),
         "batch_format": "pyarrow",
+        "max_task_retries": RETRIES,
+        "max_restarts": RESTARTS,
     }
 
 

@@ -4,16 +4,26 @@ The figures are Ray Data's own (`Dataset.get_stats_summary`); memory is read off
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from contracts.pages import bars
 from contracts.storage import Place
+from pipelines.pool import joined
 
-# Of its wall time a stage that computes spends most on a CPU; one that waits for a bucket, or for a GPU, does not.
+# Of its wall time a stage that computes spends most on a CPU; one that waits for a store or a service does not.
 WAITS_BELOW = 0.5
+
+
+@dataclass
+class Slots:
+    """What a stage had: `most` tasks or actors at work at once, and the share of a GPU of each."""
+
+    most: int = 0
+    actors: bool = False
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -23,13 +33,16 @@ class Stage:
     name: str
     wall_s: float
     cpu_s: float
+    slots: Slots
 
     @property
-    def waits(self) -> bool:
-        return self.cpu_s < WAITS_BELOW * self.wall_s
+    def alone_s(self) -> float:
+        """How long it takes however fast the others are: the stage with the longest holds the job up. A sum over all tasks would name
+        many slow readers before the one GPU that is never idle."""
+        return self.wall_s / max(self.slots.most, 1)
 
 
-def stages(summary: Any) -> list[Stage]:
+def stages(summary: Any, slots: Mapping[str, Slots]) -> list[Stage]:
     """Ray's summary of an execution -> its stages, in order. Resumed jobs that had nothing to do have none."""
     found = []
 
@@ -38,24 +51,25 @@ def stages(summary: Any) -> list[Stage]:
             collect(parent)
         for operator in part.operators_stats:
             if operator.wall_time is not None:
-                cpu = operator.cpu_time.sum if operator.cpu_time is not None else 0.0
-                found.append(Stage(operator.operator_name, operator.wall_time.sum, cpu))
+                cpu, name = operator.cpu_time.sum if operator.cpu_time is not None else 0.0, operator.operator_name
+                found.append(Stage(name, operator.wall_time.sum, cpu, slots.get(name, Slots())))
 
     collect(summary)
     return found
 
 
-def lines(summary: Any, peak_bytes: int) -> list[str]:
+def lines(summary: Any, slots: Mapping[str, Slots], peak_bytes: int) -> list[str]:
     """What a person wants to know of it, for a job's closing summary."""
-    found = stages(summary)
     said = []
-    if found:
-        slowest = max(found, key=lambda s: s.wall_s)
-        share = slowest.wall_s / max(sum(s.wall_s for s in found), 1e-9)
-        said.append(f"slowest stage: {plain(slowest.name)} ({share:.0%} of the work), {_advice(slowest)}")
+    if found := stages(summary, slots):
+        slowest = max(found, key=lambda s: s.alone_s)
+        fed = any(s.slots.gpus for s in found if s is not slowest)
+        share = f"{slowest.wall_s:.0f} s of work, {max(slowest.slots.most, 1)} at once"
+        said.append(f"slowest stage: {plain(slowest.name)} ({share}), {_advice(slowest, fed)}")
     if spilled := getattr(summary, "dataset_bytes_spilled", 0):
         said.append(f"spilled to disk: {spilled / 1e9:.1f} GB (smaller batches, or more memory, would keep it off)")
-    said.append(f"peak memory on this machine: {peak_bytes / 1e9:.1f} GB")
+    whose = "of this process; that of its workers is the cluster's to say" if joined() else "on this machine"
+    said.append(f"peak memory {whose}: {peak_bytes / 1e9:.1f} GB")
     return said
 
 
@@ -65,15 +79,17 @@ def plain(name: str) -> str:
     return ", ".join(inner.rstrip(")") if head == "MapBatches" else head.removesuffix("Parquet").lower() for head, _, inner in parts)
 
 
-def _advice(stage: Stage) -> str:
-    encodes = "Encode" in stage.name
-    if encodes and stage.waits:
-        return "which waits for its encoder: a larger batch or another GPU would speed it up"
-    if encodes:
-        return "which computes on CPUs: more CPUs, or a GPU, would speed it up"
-    if stage.waits:
+def _advice(stage: Stage, feeds_gpu: bool) -> str:
+    """feeds_gpu: another stage has one."""
+    waits = stage.cpu_s < WAITS_BELOW * stage.wall_s
+    if stage.slots.gpus:  # how much of its time the GPU was busy Ray does not know, and a CPU that waits for it looks busy
+        return "which holds a GPU: two encoders on each (resources.gpus: 0.5) where it idles while they decode, else another GPU"
+    if waits and stage.slots.actors:
+        return "which waits: for a service, or for other work on these CPUs"
+    if waits:
         return "which waits: for a store, where more fetches (resources.fetches) would speed it up, or for other work on these CPUs"
-    return "which computes: more CPUs would speed it up (with a GPU encoder behind it, more CPUs a GPU)"
+    more = "more CPUs a GPU" if feeds_gpu else "more CPUs, or a GPU," if stage.slots.actors else "more CPUs"
+    return f"which computes on CPUs: {more} would speed it up"
 
 
 def memory() -> int:
@@ -110,12 +126,14 @@ def resident(pid: int) -> tuple[int, int]:
     return (whole - shared) * page, shared * page
 
 
-def draw(summary: Any, out: Place) -> None:
-    """Write `timeline.json` (for a browser's chrome://tracing, or ui.perfetto.dev) and `stages.png` into a job's folder."""
+def draw(summary: Any, slots: Mapping[str, Slots], out: Place) -> list[str]:
+    """Write `timeline.json` (for a browser's chrome://tracing, or ui.perfetto.dev) and `stages.png` into a job's folder; a line where the
+    first is empty."""
     import json
 
     import ray
 
-    (out / "timeline.json").write(json.dumps(ray.timeline()).encode())
-    seconds = {plain(s.name): s.wall_s for s in stages(summary)}
-    (out / "stages.png").write(bars(seconds, "seconds of all tasks together"))
+    events = ray.timeline()
+    (out / "timeline.json").write(json.dumps(events).encode())
+    (out / "stages.png").write(bars({plain(s.name): s.wall_s for s in stages(summary, slots)}, "seconds of all tasks together"))
+    return [] if events else ["timeline.json is empty: this Ray was told to keep no record of its tasks"]

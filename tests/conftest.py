@@ -31,12 +31,15 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """One Ray of two CPUs for the whole session: what holds there holds on a laptop."""
+    """One Ray of two CPUs for the whole session, whatever the machine has: what holds there holds on a laptop."""
     import ray
 
     from pipelines.job import connect
 
-    connect()
+    with pytest.MonkeyPatch.context() as only_here:
+        only_here.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2}')
+        connect()
+    assert ray.cluster_resources()["CPU"] == 2
     yield
     ray.shutdown()
 

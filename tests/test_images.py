@@ -68,7 +68,7 @@ def out(tmp_path_factory) -> Path:
 
 
 def test_each_file_becomes_a_picture_or_a_reject_with_its_reason(local_ray, out):
-    summary = run(load(ImagesConfig, {"out": str(out), "regions": "edges"}))
+    summary = run(load(ImagesConfig, {"out": str(out), "regions": "edges", "profile": True}))
     images = open_dataset(place(out / "images"), "images")
     assert set(images.table(["row_id"])["row_id"].to_pylist()) == set(FILES) - set(REASONS)
     rejects = images.table(["row_id", "reason", "group_id", "split"], outcome="reject").to_pylist()
@@ -76,6 +76,8 @@ def test_each_file_becomes_a_picture_or_a_reject_with_its_reason(local_ray, out)
     assert all(r["group_id"] and r["split"] == "train" for r in rejects)
     assert summary.notes[0] == "equal pictures under two patients: 2, of which across splits: 0"
     assert verify(place(out / "images")).clean
+    done = [event["cat"] for event in json.loads((out / "images" / "timeline.json").read_text())]
+    assert "task::MapBatches(step)->Write" in done and (out / "images" / "stages.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_stored_picture_is_what_serving_makes_of_the_same_bytes(local_ray, out):

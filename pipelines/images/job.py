@@ -19,6 +19,7 @@ from pipelines.images.decode import Limits, decode
 from pipelines.images.fetch import fetcher
 from pipelines.images.stored import SIDE, edge_grid, quality_flags, to_stored
 from pipelines.job import Job, RowsConfig, Summary, block, each
+from pipelines.pool import RETRIES
 
 EDGE_GRID = 16  # cells a side of the optional edge-density grid
 
@@ -52,7 +53,7 @@ def run(cfg: ImagesConfig) -> Summary:
     # Of what made the cohort only its ids, patients and splits decide what stands here: another chart needs no second look at the images.
     with Job("images", cfg, IMAGES, made_by=[cohort.rows_fingerprint]) as job:
         rows = job.read(cohort, ["image_uri"])
-        rows = rows.map_batches(prepare(cfg), batch_format="pyarrow", batch_size=None, num_cpus=CPUS)
+        rows = rows.map_batches(prepare(cfg), batch_format="pyarrow", batch_size=None, num_cpus=CPUS, max_retries=RETRIES)
         return job.write(rows, cpus=CPUS, notes=equal_images)
 
 
