@@ -1,8 +1,10 @@
 """Kill a worker, an actor, the driver or a node in the middle: the same command again ends with each id once, and equal content."""
 
+import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import chaos
@@ -14,9 +16,13 @@ from trees import cohort, write_tree
 
 from contracts.config import load
 from contracts.dataset import open_dataset
+from contracts.errors import CxrayError
+from contracts.schema import KEYS, Schema
 from contracts.storage import place
-from pipelines import features, texts
+from pipelines import features, job, pool, texts
 from pipelines.images import job as images
+from pipelines.job import block
+from pipelines.pool import encoder_pool
 from pipelines.verify import verify
 
 IMAGES = 128  # eight blocks of sixteen: at the first that is safe, two to four are under way, and the others to come
@@ -28,8 +34,9 @@ VERBS = {
 CASES = [
     ("images", "worker"), ("images", "driver"), ("images", "node"),
     ("features", "worker"), ("features", "actor"), ("features", "driver"), ("features", "node"),
-    ("texts", "actor"), ("texts", "driver"),
+    ("texts", "worker"), ("texts", "actor"), ("texts", "driver"),
 ]  # fmt: skip
+KEYS_ONLY = Schema("keys", 1, pa.schema(KEYS))
 LATER = [("texts", "node")]  # in `make soak`: below, a node is lost from texts that were resumed
 
 
@@ -88,7 +95,7 @@ def assert_equal(whole: Path, folder: Path, verb: str) -> None:
 @pytest.mark.parametrize(("verb", "kind"), [*CASES, *(pytest.param(*case, marks=pytest.mark.soak) for case in LATER)])
 def test_a_kill_loses_nothing(whole, tmp_path, verb, kind):
     config, out = same_inputs(whole, tmp_path, verb), tmp_path / verb
-    hit, ended_well = chaos.strike(verb, config, tmp_path, out, kind, when=lambda: chaos.committed(out) > 0)
+    hit, ended_well = chaos.strike(verb, config, tmp_path, kind, when=lambda: chaos.committed(out) > 0)
     assert hit, f"no {kind} was there to kill"
     if not ended_well:  # Ray makes good what a worker, an actor or a node was doing; a driver has to be called again
         finish(verb, config)
@@ -96,11 +103,43 @@ def test_a_kill_loses_nothing(whole, tmp_path, verb, kind):
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize("actors", [False, True])
+def test_a_row_that_kills_its_process_ends_the_job_with_a_sentence(whole, tmp_path, monkeypatch, actors):
+    """Ray by itself would start the process again for ever."""
+    monkeypatch.setattr(pool, "RETRIES", 1)
+    monkeypatch.setattr(job, "RETRIES", 1)
+    cfg, source, deaths = (
+        load(features.FeaturesConfig, {"out": str(tmp_path), "resources": {"actors": 1}}),
+        open_dataset(place(whole / "images")),
+        tmp_path / "deaths",
+    )
+
+    def step(batch: pa.Table) -> pa.Table:
+        if "d0007" in batch["row_id"].to_pylist():
+            with deaths.open("a") as file:
+                file.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block(batch.to_pylist(), KEYS_ONLY)
+
+    class Encode:
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return step(batch)
+
+    how = encoder_pool(cfg.resources) if actors else {"batch_format": "pyarrow", "max_retries": 1}
+    with (
+        job.Job("keys", cfg, KEYS_ONLY, made_by=[]) as running,
+        pytest.raises(CxrayError, match=r"^(Encode|step, write): the process at work"),
+    ):
+        running.write(running.read(source, []).map_batches(Encode if actors else step, **how))
+    assert deaths.read_text() == "xx"
+
+
+@pytest.mark.fault
 def test_a_node_lost_from_a_resumed_run_loses_nothing(whole, tmp_path):
     """At a resume Ray's filter takes a CPU of its own: the encoders of the node that died must not take its last one."""
     config, out = same_inputs(whole, tmp_path, "texts"), tmp_path / "texts"
     finish("texts", config | {"limit": 8})
-    hit, ended_well = chaos.strike("texts", config, tmp_path, out, "node", when=lambda: chaos.committed(out) > 8)
+    hit, ended_well = chaos.strike("texts", config, tmp_path, "node", when=lambda: chaos.committed(out) > 8)
     assert hit
     if not ended_well:
         finish("texts", config)
@@ -109,17 +148,23 @@ def test_a_node_lost_from_a_resumed_run_loses_nothing(whole, tmp_path):
 
 @pytest.mark.fault
 def test_ctrl_c_twice_ends_quickly_and_loses_nothing(whole, tmp_path):
+    """The second, while Ray shuts down, changes nothing."""
     config, out = same_inputs(whole, tmp_path, "images"), tmp_path / "images"
-    process = chaos.start("images", config, tmp_path)
-    deadline = time.monotonic() + chaos.LONGEST
-    while not chaos.committed(out):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    process, log = chaos.start("images", config, tmp_path), tmp_path / "images.log"
+
+    def wait_until(seen: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + chaos.LONGEST
+        while not seen():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+
+    wait_until(lambda: chaos.committed(out) > 0)
     process.send_signal(signal.SIGINT)
+    wait_until(lambda: "cxray: stopped; the same command goes on" in log.read_text())
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) != 0
+    assert process.wait(60) == 130
     assert not (out / "dataset.json").exists()
-    assert "Traceback" not in (tmp_path / "images.log").read_text()
+    assert "Traceback" not in log.read_text()
     finish("images", config)
     assert_equal(whole, tmp_path, "images")
 
@@ -127,13 +172,23 @@ def test_ctrl_c_twice_ends_quickly_and_loses_nothing(whole, tmp_path):
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(50))
 def test_random_kills_at_random_moments(whole, tmp_path, seed):
-    """One to three kills, each of anything at any moment; then the command once more."""
-    rng = random.Random(seed)
+    """One to three kills of one run, each of anything at any moment, then the command once more; again where it had ended before."""
+    rng, latest = random.Random(seed), 25.0
     verb = rng.choice(list(VERBS))
-    config, out = same_inputs(whole, tmp_path, verb), tmp_path / verb
-    for _ in range(rng.randint(1, 3)):
-        moment = time.monotonic() + rng.uniform(0, 25)
-        kind = rng.choice([k for k in chaos.KINDS if (verb, k) in CASES + LATER])
-        chaos.strike(verb, config, tmp_path, out, kind, when=lambda moment=moment: time.monotonic() > moment)
-    finish(verb, config)
-    assert_equal(whole, tmp_path, verb)
+    for attempt in range(10):
+        folder, hits = tmp_path / str(attempt), 0
+        folder.mkdir()
+        config = same_inputs(whole, folder, verb)
+        for _ in range(rng.randint(1, 3)):
+            moment = time.monotonic() + rng.uniform(0, latest)
+            kind = rng.choice([k for k in chaos.KINDS if (verb, k) in CASES + LATER])
+            hit, ended_well = chaos.strike(verb, config, folder, kind, lambda moment=moment: time.monotonic() > moment, rng.randrange(1000))
+            hits += hit
+            if ended_well:
+                break
+        finish(verb, config)
+        assert_equal(whole, folder, verb)
+        if hits:
+            return
+        latest /= 2
+    pytest.fail("each run had ended before it could be killed")
