@@ -56,7 +56,7 @@ def test_a_worker_killed_in_mid_epoch_changes_nothing(tmp_path: Path, local_ray:
 
 
 def test_what_a_person_must_put_right_stops_a_run_and_the_same_command_goes_on(tmp_path: Path, local_ray: None):
-    """A NaN is said in a sentence, without another try, and the run goes on from there. (Fewer workers than before: test_engine.py.)"""
+    """A NaN is said in a sentence, without another try, and the run goes on. (Fewer workers than before: test_engine_ranks.py.)"""
     settings = {"zero_stage": 1, "checkpoint_steps": 1}
     out, data, cfg = tmp_path / "run", toy_data(tmp_path / "data"), toy_config(tmp_path, **settings, resources=TWO)
     with pytest.raises(CxrayError, match=r"^the loss is nan at step 1 of epoch 1: lower lr"):

@@ -150,7 +150,7 @@ def test_a_batch_without_a_label_has_loss_zero(batch):
 
 
 def test_a_step_in_one_batch_equals_one_in_two_uneven_parts(batch):
-    """What a step accumulates. (Parts on two ranks: test_engine.py.)"""
+    """What a step accumulates. (Parts on two ranks: test_engine_ranks.py.)"""
     logits, target, mask, weight = batch
     mask[:4] = False  # the first part has few labels: a mean of means would not do
 

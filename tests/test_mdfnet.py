@@ -319,7 +319,7 @@ def test_every_parameter_is_in_one_component():
 
 
 def test_it_begins_with_quiet_kinds_and_even_means():
-    """(That it does so under ZeRO-3 too: test_engine.py.)"""
+    """(That it does so under ZeRO-3 too: test_engine_ranks.py.)"""
     model = MDFNet(MDFNetConfig())
     assert model.text.kinds.weight.std().item() == pytest.approx(0.02, rel=0.2)
     assert not any(m.weight.any() for name, m in model.named_modules() if name.endswith("score"))
