@@ -75,7 +75,7 @@ def test_what_is_not_there_or_too_large_is_a_lasting_reject_and_the_rest_comes(b
 
 def test_a_refusal_is_no_row_s_fault(answering):
     answering.says(403, "someone@example.org does not have storage.objects.get access to the object.", "forbidden")
-    with pytest.raises(CxrayError, match=r"^gs://mimic/0: no access .*\(403\)"):
+    with pytest.raises(CxrayError, match=r"^gs://mimic: no access .*\(403\)"):
         list(Fetcher(answering.options(), 4, LARGE).each(f"gs://mimic/{i}" for i in range(20)))
 
 
