@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -74,20 +74,21 @@ def descendants(root: int) -> list[tuple[int, str]]:
     return seen
 
 
-def strike(verb: str, config: dict, folder: Path, kind: str, when: Callable[[], bool], seed: int = 0) -> tuple[bool, bool]:
-    """Start the verb, kill one `kind` as soon as `when()`, let it end: (something was killed before, it ended well all the same).
+def strike(verb: str, config: dict, folder: Path, kinds: Sequence[str], when: Callable[[], bool], seed: int = 0) -> tuple[bool, bool]:
+    """Start the verb, kill one of each kind as soon as `when()`, let it end: (all were killed before, it ended well all the same).
 
     However it ended, who looked on saw no traceback.
     """
-    process = start(verb, config, folder, nodes=kind == "node")
-    deadline, hit, rng, log = time.monotonic() + LONGEST, False, random.Random(seed), folder / f"{verb}.log"
-    while process.poll() is None and not hit:
+    process = start(verb, config, folder, nodes="node" in kinds)
+    deadline, left, rng, log = time.monotonic() + LONGEST, list(kinds), random.Random(seed), folder / f"{verb}.log"
+    while process.poll() is None and left:
         assert time.monotonic() < deadline, f"{verb} hangs: {log.read_text()[-2000:]}"
-        hit = when() and kill(kind, process, rng)
+        if when() and kill(left[0], process, rng):
+            left.pop(0)
         time.sleep(0.02)  # between looks at the process table; what is waited for is `when`
     ended_well = process.wait(LONGEST) == 0
     assert "Traceback" not in log.read_text(), log.read_text()[-4000:]
-    return hit, ended_well
+    return not left, ended_well
 
 
 def on_two_nodes(verb: str, file: str) -> None:
