@@ -22,7 +22,7 @@ from evaluation.predictions import Predictions, read
 from evaluation.verdict import ALL, MANY, judged
 from models.mdfnet import KINDS
 from pipelines.verify import verify
-from trainers import ablate, sources
+from trainers import ablate, fusion, sources
 from trainers.ablate import AblateConfig, Bench, exchanged, run
 from trainers.engine import Fitted
 from trainers.evidence import evidence, looked_at
@@ -205,7 +205,8 @@ def thirty(folder: Path, times: int = 1) -> None:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """`thirty`; a fit that leaves an untrained network; settings; which runs were fitted."""
     thirty(tmp_path)
-    monkeypatch.setattr(sources, "Knowledge", Base)
+    for room in (sources, fusion):
+        monkeypatch.setattr(room, "Knowledge", Base)
     fitted: list[str] = []
 
     def fit(task: Any, cfg: Any, data: Any, out: Place, made_by: Sequence[str]) -> Fitted:
