@@ -105,7 +105,10 @@ def test_nobody_else_can_look_at_the_rows(tmp_path: Path, data: Data, monkeypatc
     (folder,) = (tmp_path / "cache").iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o755)
-    with pytest.raises(CxrayError, match="is another user's or open to others: delete it"):
+    Rows(Toy(), data, "train", 0, str(tmp_path / "cache"))
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o770)
+    with pytest.raises(CxrayError, match="is another user's or others may write there: delete it"):
         Rows(Toy(), data, "train", 0, str(tmp_path / "cache"))
     another = os.getuid() + 1
     (tmp_path / "cache" / f"cxray-rows-{another}").mkdir(mode=0o700)

@@ -114,11 +114,12 @@ def _private(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     there = folder.lstat()
-    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & 0o077:
+    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & 0o022:
         raise CxrayError(
-            f"{folder}: patients' rows are to be copied here, and it is another user's or open to others: delete it, or name another "
-            "place by resources.cache"
+            f"{folder}: patients' rows are to be copied here, and it is another user's or others may write there: delete it, or name "
+            "another place by resources.cache"
         )
+    folder.chmod(0o700)  # one of ours that others may look into, but not change, is closed
 
 
 def _write(source: Dataset, columns: list[str], file: Path) -> None:
