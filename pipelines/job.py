@@ -187,8 +187,11 @@ class Job:
             id_column="row_id", checkpoint_path=path, override_filesystem=fs, delete_checkpoint_on_success=False
         )
 
-    def read(self, source: Dataset, columns: Sequence[str]) -> Any:
-        """The wanted rows of `source`: a ray.data.Dataset of the keys and `columns`, in blocks small enough to share out."""
+    def read(self, source: Dataset, columns: Sequence[str], of: pa.Array | pa.ChunkedArray | None = None) -> Any:
+        """The wanted rows of `source`: a ray.data.Dataset of the keys and `columns`, in blocks small enough to share out.
+
+        of: ids; null: all, as far as the config wants them. Raises CxrayError where there are none.
+        """
         import ray.data
         from ray.data.expressions import col
 
@@ -197,7 +200,10 @@ class Job:
         keys = source.table([*KEY_NAMES, "__filename"])
         if twice := keys.num_rows - pc.count_distinct(keys["row_id"]).as_py():
             raise CxrayError(f"{source.place}: {twice:,} ids stand there more than once; run the verb that makes it again")
-        wanted = choose(keys, self.cfg.limit, self.cfg.sample_per_split)
+        asked = keys if of is None else keys.filter(pc.is_in(keys["row_id"], value_set=of))
+        wanted = choose(asked, self.cfg.limit, self.cfg.sample_per_split)
+        if not wanted.num_rows:
+            raise CxrayError(f"{source.place}: has none of the rows that are asked for, so there is nothing to do")
         with plainly(self.out):
             self._expect(set(keys["row_id"].to_pylist()), set(wanted["row_id"].to_pylist()))
         # A file of which nothing is missing is not read: pictures take long to come, and Ray would drop them only then.

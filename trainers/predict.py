@@ -73,19 +73,9 @@ def run(cfg: PredictConfig) -> Summary:
         import ray
 
         lookup = ray.put(data.anchored()), trained.training.resources.cache
-        rows = job.read(Chosen(streamed.place, streamed.manifest, data.keys), columns)
+        rows = job.read(streamed, columns, of=data.keys["row_id"])
         rows = rows.map_batches(Score, fn_constructor_args=(where, columns, lookup, schema), **encoder_pool(cfg.resources))
         return job.write(rows, cpus=0.25, notes=_told, **about)
-
-
-@dataclass(frozen=True)
-class Chosen(Dataset):
-    """Of a data set the rows with these keys, for a job to read. `rows` still says how many there are in its files."""
-
-    keys: pa.Table
-
-    def table(self, columns: Sequence[str] | None = None, where: Any = None, outcome: str = "row") -> pa.Table:
-        return self.keys.select(list(columns or KEY_NAMES))
 
 
 class Score:
