@@ -211,7 +211,8 @@ class Job:
         files = set(keys.filter(pc.is_in(keys["row_id"], value_set=missing))["__filename"].to_pylist())
         paths = [path for path in source.paths() if path in files] if files else source.paths()[:1]
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        rows_per_block = max(16, min(1024, -(-wanted.num_rows // (8 * cpus))))
+        # Many a core: while the last ones are done some cores have nothing to do (benchmarks/images.py).
+        rows_per_block = max(16, min(1024, -(-wanted.num_rows // (24 * cpus))))
         fs, _ = source.place.arrow()
         # It waits more than it works, and at two CPUs the rest is needed.
         rows = ray.data.read_parquet(paths, filesystem=fs, partitioning=None, num_cpus=0.25)
