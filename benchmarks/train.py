@@ -169,12 +169,12 @@ def opened(folder: Path, sizes: Sizes, stage: int, precision: str, timed: bool =
         {"epochs": 1, "batch": sizes.batch, "micro_batch": sizes.batch, "precision": precision,
          "metric": "macro_auroc", "mode": "max", "resources": {"cache": str(folder / "cache"), "cpus": 1}}
     )  # fmt: skip
-    cfg = FusionConfig(training=training, unfreeze=Unfreeze() if stage == 2 else None)
+    cfg = FusionConfig(training=training, unfreeze=Unfreeze(encoders=("image",)) if stage == 2 else None)
     about = json.loads((folder / "about.json").read_text())
     text = {"name": "made up", "fingerprint": "made up", "dim": sizes.text_dim, "joint": False}
     made = Made(encoders={"image": about, "text": text}, token_dim=DIM, dicom="mimic_jpg", reading=None, knowledge=None)
     vectors = np.random.default_rng(1).standard_normal((KNOWN, sizes.text_dim), np.float32) / sizes.text_dim**0.5
-    known: Any = SimpleNamespace(ids=[f"k{i}" for i in range(KNOWN)], vectors=lambda ids: vectors)
+    known: Any = SimpleNamespace(told="", ids=[f"k{i}" for i in range(KNOWN)], vectors=lambda ids: vectors)
     task = (Timed if timed else Fusion)(cfg, Exported(made, known))
 
     large = tuple(open_dataset(place(folder / name), name) for name in ("images" if stage == 2 else "features", "texts"))
