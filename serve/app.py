@@ -93,9 +93,8 @@ class Graph:
 
     def image(self, source: ImageSource) -> Application | None:
         """An encoder to see pictures again by; None where it is the one by which the gateway encodes uploads."""
-        about = [source.about["fingerprint"], source.about["grid"], source.dicom]
-        tuned = source.run is not None and self.json(source.run, "model/config.json", "no model here").get("unfreeze")
-        bound = self._encoder("image", [*about, str(source.run) if tuned else None], ImageEncoder, source)
+        key = [source.about["fingerprint"], source.about["grid"], source.dicom, source.tuned and str(source.tuned)]
+        bound = self._encoder("image", key, ImageEncoder, source)
         return None if bound is self.first["image"] else bound
 
     def text(self, source: TextSource) -> Application:

@@ -39,7 +39,7 @@ from serve.worker import Worker, together
 def made(run):
     said = json.loads((run / "model/config.json").read())
     return SimpleNamespace(
-        image=ImageEncoder(Batched(), ImageSource(said["encoders"]["image"], run, said["dicom"])),
+        image=ImageEncoder(Batched(), ImageSource(said["encoders"]["image"], None, said["dicom"])),
         text=TextDeployment(Batched(), TextSource(said["encoders"]["text"]["name"], said["encoders"]["text"]["fingerprint"])),
         fusion=Fusion(Settings(), run, None, None, None),
     )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from contracts.config import Config
 from contracts.errors import CxrayError
 from contracts.storage import Place
-from models.encoders import load_image, load_text
+from models.encoders import load_known
 from models.mdfnet import MDFNet
 from models.unfrozen import Unfrozen
 from trainers.augment import Augment
@@ -54,10 +54,8 @@ def encoder(side: Side, about: Mapping[str, Any]) -> Any:
 
     Raises CxrayError where it is another one now, or has no weights to train.
     """
-    found: Any = (load_image if side == "image" else load_text)(about["name"], "cpu")
-    if not any(p.is_floating_point() for p in found.module.parameters()) or found.fingerprint != about["fingerprint"]:
-        made = "features" if side == "image" else "texts"
-        raise CxrayError(f"unfreeze: `{about['name']}` has other weights now than the {made} were made with; make those again")
+    found = load_known(side, about, f"the {'features' if side == 'image' else 'texts'} were made with", "cpu")
+    _ = found.module
     return found
 
 

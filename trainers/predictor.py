@@ -25,7 +25,7 @@ from contracts.chart import Chart
 from contracts.errors import CxrayError, RowError
 from contracts.storage import Place, place
 from evaluation.calibration import apply, thresholds
-from models.encoders import load_image, load_text
+from models.encoders import load_known
 from models.encoders.base import TextEncoder
 from models.encoders.device import choose
 from models.mdfnet import MDFNet, MDFNetConfig
@@ -136,9 +136,7 @@ class Model:
             return self.network.seen
         about = self.made.encoders[side]
         assert about is not None
-        encoder: Any = (load_image if side == "image" else load_text)(about["name"], self.asked)
-        if (encoder.fingerprint, encoder.dim) != (about["fingerprint"], about["dim"]):
-            raise CxrayError(f"{self.where}: `{about['name']}` has other weights now than when the model was trained; put those back")
+        encoder = load_known(side, about, f"when {self.where} was trained", self.asked)
         return finetune.tuned("image", encoder, self.where) if side == "image" and self.task.cfg.unfreeze else encoder
 
     def probabilities(self, logits: torch.Tensor) -> np.ndarray:

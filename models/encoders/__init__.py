@@ -13,8 +13,9 @@ The heavy libraries are imported by the scheme that needs them, when it is asked
 """
 
 import logging
+from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from contracts.errors import CxrayError
 
@@ -38,6 +39,17 @@ def load_image(name: str, device: str | None = None) -> "ImageEncoder":
 def load_text(name: str, device: str | None = None) -> "TextEncoder":
     """The text encoder of that name; as `load_image`."""
     return _first(name, "text", device)
+
+
+def load_known(tower: Literal["image", "text"], about: Mapping[str, Any], then: str, device: str | None = None) -> Any:
+    """The encoder by which something was made. about: its name and fingerprint, as noted there; then: what was made, for a sentence.
+
+    Raises CxrayError as `load_image` does, and where it has other weights now.
+    """
+    encoder = _first(about["name"], tower, device)
+    if encoder.fingerprint != about["fingerprint"]:
+        raise CxrayError(f"`{about['name']}` has other weights now than {then}; put those back, or make that again")
+    return encoder
 
 
 def _first(names: str, tower: str, device: str | None) -> Any:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from contracts.errors import CxrayError, RowError
 from contracts.findings import FINDINGS, label_column
 from contracts.storage import Place
-from models.encoders import load_image, load_text
+from models.encoders import load_known, load_text
 from pipelines.images.stored import as_stored
 from pipelines.search.vectors import Vectors
 
@@ -78,23 +78,17 @@ class Index:
 
     @cached_property
     def image_encoder(self) -> Any:
-        return self._encoder(load_image, self.about["image_encoder"])
+        return load_known("image", self.about["image_encoder"], f"when {self.where} was made")
 
     @cached_property
     def text_encoder(self) -> Any:
         """Of the reports."""
-        return self._encoder(load_text, self.about["text_encoder"])
+        return load_known("text", self.about["text_encoder"], f"when {self.where} was made")
 
     @cached_property
     def joint_text_encoder(self) -> Any:
         """Of words in the images' own space; `words_by` says whether there is one."""
         return load_text(self.about["image_encoder"]["name"])
-
-    def _encoder(self, load: Any, about: dict[str, Any]) -> Any:
-        encoder = load(about["name"])
-        if encoder.fingerprint != about["fingerprint"]:
-            raise CxrayError(f"{self.where}: `{about['name']}` has other weights now than when the index was made; make it again")
-        return encoder
 
     def search(
         self, text: str | np.ndarray | None, image: bytes | np.ndarray | None, via: str | None, where: str | None, k: int

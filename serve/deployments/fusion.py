@@ -45,7 +45,7 @@ def build(graph: "Graph", settings: Settings) -> Any:
     if judged is not None:
         graph.json(judged, "metrics.json", "no evaluation here; name the folder of a finished `cxray evaluate`")
     image, text = (said["encoders"][side] if side in said["modalities"] else None for side in ("image", "text"))
-    of = ImageSource(image, run, said["dicom"]) if image else None
+    of = ImageSource(image, run if said.get("unfreeze") else None, said["dicom"]) if image else None
     ask = graph.text(TextSource(text["name"], text["fingerprint"])) if text else None
     return graph.deploy("fusion", Fusion, settings, run, judged, graph.image(of) if of else None, ask)
 

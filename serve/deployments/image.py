@@ -1,6 +1,5 @@
 """An image encoder: an upload, whatever it is -> what FEATURES holds of it. Preprocessing is `cxray images`' and `cxray features`' own."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray import serve
 
-from contracts.errors import CxrayError, RowError
+from contracts.errors import RowError
 from contracts.storage import Place
 from serve.messages import Encoded
 from serve.settings import Batched
@@ -25,26 +24,23 @@ MAX_PIXELS = 60_000_000
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Which encoder. about: as a data set's dataset.json has it (name, fingerprint, dim, joint, grid). run: of a trained model, whose
-    own encoder it is, perhaps with weights of its own. dicom: how DICOM values were made greys of."""
+    """Which encoder. about: as a data set's dataset.json has it (name, fingerprint, dim, joint, grid). tuned: the run of stage 2 in which
+    it trained along, and whose weights it has. dicom: how DICOM values were made greys of."""
 
     about: dict[str, Any]
-    run: Place | None
+    tuned: Place | None
     dicom: "Preset"
 
     def load(self) -> Any:
         """Raises CxrayError where it cannot be loaded, or has other weights now."""
-        from models.encoders import load_image
+        from models.encoders import load_known
 
-        encoder = load_image(self.about["name"])
-        if encoder.fingerprint != self.about["fingerprint"]:
-            name = self.about["name"]
-            raise CxrayError(f"`{name}` has other weights now than when the model or index was made; put those back, or make it again")
-        if self.run is None or not json.loads((self.run / "model" / "config.json").read()).get("unfreeze"):
+        encoder = load_known("image", self.about, "when the model or index was made")
+        if self.tuned is None:
             return encoder
         from trainers import finetune
 
-        return finetune.tuned("image", encoder, self.run / "model")
+        return finetune.tuned("image", encoder, self.tuned / "model")
 
 
 class ImageEncoder:

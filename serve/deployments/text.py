@@ -25,12 +25,11 @@ class TextSource:
 
     def load(self) -> TextEncoder:
         """Raises CxrayError where it cannot be loaded, or has other weights now."""
-        from models.encoders import load_text
+        from models.encoders import load_known, load_text
 
-        encoder = load_text(self.name)
-        if self.fingerprint not in (None, encoder.fingerprint):
-            raise CxrayError(f"`{self.name}` has other weights now than when the model or index was made; put those back, or make it again")
-        return encoder
+        if self.fingerprint is None:
+            return load_text(self.name)
+        return load_known("text", {"name": self.name, "fingerprint": self.fingerprint}, "when the model or index was made")
 
 
 def size(requests: Sequence[list[str]]) -> int:
