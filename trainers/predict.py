@@ -129,7 +129,11 @@ def _told(done: Dataset) -> list[str]:
 
 
 def _weights(model: Model) -> str:
-    return hashlib.sha256((model.where / "model.safetensors").read()).hexdigest()
+    """Of the network, and of the encoders that trained along."""
+    digest = hashlib.sha256()
+    for file in model.where.files(".safetensors", depth=1):
+        digest.update(file.read())
+    return digest.hexdigest()
 
 
 def _fingerprint(model: Model) -> str:

@@ -138,7 +138,7 @@ def _finite(column: Any) -> bool:
     """False where a column of floats, or of lists and structs with floats somewhere in them, holds NaN or infinity."""
     if pa.types.is_struct(column.type):
         return all(_finite(child) for child in column.flatten())
-    if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
+    if _is_list(column.type):
         return _finite(column.flatten())
     if not pa.types.is_floating(column.type) or not len(column):
         return True
@@ -174,18 +174,30 @@ class Mapped:
 
 def value(column: Any, i: int) -> Any:
     """Row i of an Arrow array: lists of numbers as numpy views of what is mapped, structs as dicts, the rest as Python values."""
-    kind = column.type
-    if pa.types.is_struct(kind):
-        return {kind.field(k).name: value(column.field(k), i) for k in range(kind.num_fields)} if column[i].is_valid else None
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        item = column[i]
-        if not item.is_valid:
-            return None
-        inner = item.values
-        if pa.types.is_integer(inner.type) or pa.types.is_floating(inner.type):
-            return inner.to_numpy(zero_copy_only=False)
-        return [value(inner, k) for k in range(len(inner))]
-    return column[i].as_py()
+    item = column[i]
+    if not item.is_valid:
+        return None
+    if pa.types.is_struct(column.type):
+        return _values(column.slice(i, 1))[0]
+    if not _is_list(column.type):
+        return item.as_py()
+    inner = item.values
+    if pa.types.is_integer(inner.type) or pa.types.is_floating(inner.type):
+        return inner.to_numpy(zero_copy_only=False)
+    return _values(inner)
+
+
+def _values(column: Any) -> list[Any]:
+    """All rows of an Arrow array; what holds no list in one call instead of one a row."""
+    if pa.types.is_struct(column.type):
+        names = [field.name for field in column.type]
+        parts = zip(*(_values(column.field(name)) for name in names), strict=True)
+        return [dict(zip(names, part)) if there else None for there, part in zip(column.is_valid().to_pylist(), parts)]
+    return [value(column, i) for i in range(len(column))] if _is_list(column.type) else column.to_pylist()
+
+
+def _is_list(kind: Any) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 class Rows(torch.utils.data.Dataset):
