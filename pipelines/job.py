@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -129,6 +130,8 @@ def connect() -> None:
 
     ray.data.DataContext.get_current().custom_execution_callback_classes = [Watch]
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the job says itself how it goes, and what stops it is raised
+    # Ray 2.60 has a named parameter for all but how often something is tried again.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
 
 
 class Job:
