@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import safetensors.torch
 import torch
 from test_finetune import LONGER, NETWORK, batch, exported, made, probabilities, trained, vit
 from test_predict import PASSAGES, SPLITS, _about, chart, dataset, jpeg, patient
@@ -278,14 +279,22 @@ def test_it_is_served_as_it_predicts(out, tuned):
 
 
 def test_a_cohort_is_predicted_from_pictures_and_words(local_ray, out, tuned):
-    task, module, _ = tuned
-    run(read(PredictConfig, {"out": str(out), "run": "tuned", "into": "predictions", "resources": {"actors": 1}}))
+    task, module, folder = tuned
+    cfg = read(PredictConfig, {"out": str(out), "run": "tuned", "into": "predictions", "resources": {"actors": 1}})
+    run(cfg)
     told = open_dataset(place(out / "predictions"), "predictions").table()
     rows = Rows(task, Sources(task.cfg).data(task.cfg, unlabelled=True), "test", 0, str(out / "cache"))
     with torch.no_grad():
         expected = task.predict(module, task.collate([rows[0, n] for n in range(len(rows))]))
     found = dict(zip(told["row_id"].to_pylist(), told["scores"].to_pylist()))
     np.testing.assert_allclose([found[i] for i in expected["row_id"]], expected["score"].numpy(), atol=1e-5)
+    file = folder / "model/text_encoder.safetensors"
+    weights = safetensors.torch.load_file(file)
+    kept = file.read_bytes()
+    safetensors.torch.save_file({name: tensor + 1 for name, tensor in weights.items()}, file)
+    with pytest.raises(CxrayError, match="made with other settings"):  # the network is the same, what it reads by is not
+        run(cfg)
+    file.write_bytes(kept)
 
 
 def test_a_dry_run_goes_through_it_all(out):
