@@ -234,7 +234,7 @@ def bare(folder: Path, sizes: Sizes) -> dict[str, float]:
 
     torch.manual_seed(training.seed)
     model = task.build().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True)
     order = Order(sizes.rows, sizes.batch, sizes.batch, training.seed).epoch(0)
     ends, losses = [], []
     torch.manual_seed(int(np.random.SeedSequence([training.seed, 0, 0, 0]).generate_state(1)[0]))  # the engine's dropout of its first step

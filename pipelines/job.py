@@ -315,6 +315,10 @@ def plainly(out: Place) -> Iterator[None]:
             raise CxrayError(said) from error
         if said := next(filter(None, map(meaning, filter(of_a_store, causes(error)))), None):
             raise CxrayError(f"{out}: {said}") from error
+        if any(type(cause).__name__ == "LocalRayletDiedError" for cause in causes(error)):
+            raise CxrayError(
+                "Ray ended on this machine, by a signal or because the machine had no memory left: the same command goes on from here"
+            ) from error
         raise
 
 

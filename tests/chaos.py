@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("worker", "actor", "driver", "node")
-BOOKS = re.compile("Actor|Tracker|Requester")
+KINDS = ("worker", "actor", "driver", "node", "raylet")
+BOOKS = re.compile("Actor|Tracker|Requester|Agent")
 LONGEST = 240  # seconds a verb may take here before it counts as hanging
 
 
@@ -36,7 +36,7 @@ def committed(out: Path) -> int:
 
 
 def kill(kind: str, process: subprocess.Popen, rng: random.Random) -> bool:
-    """Kill one of that kind that is at work; False where there is none. Ray's own actors, which keep its books, are neither kind."""
+    """Kill one of that kind that is at work; False where there is none. Ray's own actors and agents, which keep its books, are no kind."""
     if kind == "driver":
         process.kill()
         return True
@@ -45,9 +45,12 @@ def kill(kind: str, process: subprocess.Popen, rng: random.Random) -> bool:
         process.stdin.write(b"kill\n")
         process.stdin.flush()
         return True
-    busy = [(pid, name) for pid, name in descendants(process.pid) if name.startswith("ray::") and "IDLE" not in name]
+    below = descendants(process.pid)
+    busy = [(pid, name) for pid, name in below if name.startswith("ray::") and "IDLE" not in name]
     actors = {pid for pid, name in busy if name.startswith("ray::MapWorker")}
-    found = actors if kind == "actor" else {pid for pid, name in busy if not BOOKS.search(name)} - actors
+    workers = {pid for pid, name in busy if not BOOKS.search(name)} - actors
+    raylets = {pid for pid, name in below if name.partition(" ")[0].endswith("/raylet")}
+    found = {"actor": actors, "worker": workers, "raylet": raylets}[kind]
     try:
         os.kill(rng.choice(sorted(found)), signal.SIGKILL)
     except (IndexError, ProcessLookupError):  # nobody there, or ended meanwhile
@@ -74,8 +77,8 @@ def descendants(root: int) -> list[tuple[int, str]]:
     return seen
 
 
-def strike(verb: str, config: dict, folder: Path, kinds: Sequence[str], when: Callable[[], bool], seed: int = 0) -> tuple[bool, bool]:
-    """Start the verb, kill one of each kind as soon as `when()`, let it end: (all were killed before, it ended well all the same).
+def strike(verb: str, config: dict, folder: Path, kinds: Sequence[str], when: Callable[[str], bool], seed: int = 0) -> tuple[bool, bool]:
+    """Start the verb, kill one of each kind in turn as soon as `when(kind)`, let it end: (all were killed, it ended well all the same).
 
     However it ended, who looked on saw no traceback.
     """
@@ -83,7 +86,7 @@ def strike(verb: str, config: dict, folder: Path, kinds: Sequence[str], when: Ca
     deadline, left, rng, log = time.monotonic() + LONGEST, list(kinds), random.Random(seed), folder / f"{verb}.log"
     while process.poll() is None and left:
         assert time.monotonic() < deadline, f"{verb} hangs: {log.read_text()[-2000:]}"
-        if when() and kill(left[0], process, rng):
+        if when(left[0]) and kill(left[0], process, rng):
             left.pop(0)
         time.sleep(0.02)  # between looks at the process table; what is waited for is `when`
     ended_well = process.wait(LONGEST) == 0

@@ -132,8 +132,7 @@ class Toy(Task):
             trace.write(f"{self.steps}\n")
         if self.steps != step or ended.exists() or (rank != 1 and how != "nan"):
             return False
-        snapshot = out / "checkpoints" / "checkpoint_manager_snapshot.json"
-        while not snapshot.exists() or json.loads(snapshot.read_text())["current_report_index"] < step - 1:
+        while reports_stored(out / "checkpoints" / "checkpoint_manager_snapshot.json") < step - 1:
             time.sleep(0.01)
         ended.with_suffix(".part").write_text(ray.get_runtime_context().get_node_id())
         ended.with_suffix(".part").replace(ended)
@@ -153,6 +152,14 @@ class Toy(Task):
     def export(self, model: nn.Module, folder: Path) -> None:
         save_model(model, str(folder / "model.safetensors"))
         (folder / "config.json").write_text(json.dumps({"width": WIDTH}))
+
+
+def reports_stored(snapshot: Path) -> int:
+    """Up to which report the checkpoints are safe, by Ray Train's own account, which is not written in one go."""
+    try:
+        return json.loads(snapshot.read_text())["current_report_index"]
+    except (FileNotFoundError, json.JSONDecodeError):
+        return 0
 
 
 def toy_data(folder: Path, train: int = 50, validate: int = 13, files: int = 3, spoil: bool = False) -> Data:

@@ -23,7 +23,7 @@ class Plain:
     ) -> None:
         self.cfg, self.device = cfg, device
         self.module = build().to(device)
-        self.optimizer = torch.optim.AdamW(groups(self.module), lr=cfg.lr, weight_decay=cfg.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups(self.module), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")  # pyright: ignore[reportPrivateImportUsage]
         if cfg.precision != "fp32":  # of the forward pass alone, as DeepSpeed does
             self.module.forward = torch.autocast(device.type, DTYPES[cfg.precision])(self.module.forward)
