@@ -16,8 +16,10 @@ LEFT_OVER = 1.5  # CPUs
 
 # A block of rows is tried so often again whose process was killed: by a row that crashes it, for memory, or with its node. Ray would try
 # for ever. Nodes that say that they go (spot machines with a notice) do not count, and six others lost under one block are no accident.
+# A block in an actor has no number of its own: Ray would count each call that finds no actor there, and a node that is lost without a
+# notice is one for so long (github.com/ray-project/ray/issues/25457). There the actor's own deaths are counted, of whatever block.
 RETRIES = 5
-RESTARTS = 50  # of one actor, by all blocks together; one that dies while it loads its encoder has no block to be counted by
+RESTARTS = 20
 
 
 class EncoderResources(Config):
@@ -55,7 +57,7 @@ def encoder_pool(resources: EncoderResources) -> dict[str, Any]:
         "num_gpus": gpus,
         "batch_size": resources.batch or (64 if gpus else 16),
         "batch_format": "pyarrow",
-        "max_task_retries": RETRIES,
+        "max_task_retries": -1,
         "max_restarts": RESTARTS,
     }
 

@@ -17,6 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("worker", "actor", "driver", "node", "raylet")
 BOOKS = re.compile("Actor|Tracker|Requester|Agent")
+SOON_MISSED = {"health_check_period_ms": 300}  # Ray by itself asks every 3 s, and takes a node for lost after five times without an answer
 LONGEST = 240  # seconds a verb may take here before it counts as hanging
 
 
@@ -96,11 +97,12 @@ def strike(verb: str, config: dict, folder: Path, kinds: Sequence[str], when: Ca
 
 def on_two_nodes(verb: str, file: str) -> None:
     """The verb on a cluster of two nodes, of which one is killed when a line comes in on standard input."""
+    import ray
     from ray.cluster_utils import Cluster
 
     import cxray
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": SOON_MISSED})
     node = cluster.add_node(num_cpus=2)
     os.environ["RAY_ADDRESS"] = cluster.address
 
@@ -110,7 +112,11 @@ def on_two_nodes(verb: str, file: str) -> None:
 
     threading.Thread(target=wait, daemon=True).start()
     sys.argv = ["cxray", verb, file]
-    cxray.main()
+    try:
+        cxray.main()
+    finally:  # before the cluster goes, which otherwise goes first, and takes this process with it
+        ray.shutdown()
+        cluster.shutdown()
 
 
 if __name__ == "__main__":

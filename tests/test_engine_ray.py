@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from chaos import SOON_MISSED
 from safetensors.torch import load_file
 from toy_task import Net, Toy, toy_config, toy_data
 
@@ -101,7 +102,7 @@ def lose_a_node(folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON_MISSED})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False)
     out = folder / "run"
