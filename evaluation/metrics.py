@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from contracts.errors import CxrayError
 
@@ -74,11 +73,15 @@ def of_one(scores: np.ndarray, labels: np.ndarray, called: np.ndarray) -> dict[s
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Area under the ROC curve; ties count half; NaN where there is one class. Known labels only."""
+    from sklearn.metrics import roc_auc_score  # not above: it takes seconds, and who predicts or serves judges nothing
+
     return float(roc_auc_score(labels, scores)) if _both(labels) else np.nan
 
 
 def auprc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Average precision (no interpolation); NaN where there is one class. Known labels only."""
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(labels, scores)) if _both(labels) else np.nan
 
 

@@ -77,13 +77,14 @@ class Toy(Task):
         fused: bool = False,
         loud: float = 1.0,
         poison: int | None = None,
-        end: tuple[int, str, Literal["die", "be lost", "nan"]] | None = None,
+        run: str | None = None,
+        ends: Sequence[tuple[int, Literal["die", "be lost", "nan"]]] = (),
     ) -> None:
         """noise: augmentation. fused: MDFNet is the network. loud: the loss is so many times too large. poison: at this step it is NaN.
-        end: (step, run folder, what happens there once the checkpoints before are safe): rank 1 dies, or says on which node it is and
-        waits for its end, or the loss is NaN. It happens once."""
-        self.frozen_norm, self.wide, self.noise, self.poison, self.end = frozen_norm, wide, noise, poison, end
-        self.fused, self.loud, self.steps = fused, loud, 0
+        ends: of each life in the folder `run` the step that is its last, and what happens there once the checkpoints before are safe:
+        rank 1 dies, or says on which node it is and waits for its end, or the loss is NaN. One more life has no end."""
+        self.frozen_norm, self.wide, self.noise, self.poison, self.run, self.ends = frozen_norm, wide, noise, poison, run, ends
+        self.fused, self.loud, self.steps, self.life = fused, loud, 0, 0
 
     def fit(self, train: pa.Table) -> dict[str, Any]:
         assert set(train["split"].to_pylist()) == {"train"}
@@ -118,24 +119,28 @@ class Toy(Task):
 
     def step(self, model: Any, micros: Sequence[Batch], backward: Any) -> dict[str, float]:
         self.steps += 1
-        if self.steps == self.poison or (self.end and self.ended(*self.end)):
+        if self.steps == self.poison or (self.run and self.ended(Path(self.run))):
             return {"loss": float("nan")}
         return super().step(model, micros, backward)
 
-    def ended(self, step: int, run: str, how: str) -> bool:
+    def ended(self, out: Path) -> bool:
         """Keeps a trace of the steps of each rank; True where the loss is to be NaN."""
         import ray
 
-        out, rank = Path(run), torch.distributed.get_rank()
-        ended = out.with_name(f"ended {rank}")
+        rank = torch.distributed.get_rank()
         with (out.with_name(f"steps of rank {rank}")).open("a") as trace:
             trace.write(f"{self.steps}\n")
-        if self.steps != step or ended.exists() or (rank != 1 and how != "nan"):
+        if self.steps == 1:  # no rank is further than its first step, at whose end they wait for each other
+            self.life = len(list(out.parent.glob("ended ?")))
+        step, how = self.ends[self.life] if self.life < len(self.ends) else (0, "")
+        if self.steps != step or (rank != 1 and how != "nan"):
             return False
-        while reports_stored(out / "checkpoints" / "checkpoint_manager_snapshot.json") < step - 1:
+        passed = sum(step - 1 for step, _ in self.ends[: self.life + 1])
+        while reports_stored(out / "checkpoints" / "checkpoint_manager_snapshot.json") < passed:
             time.sleep(0.01)
-        ended.with_suffix(".part").write_text(ray.get_runtime_context().get_node_id())
-        ended.with_suffix(".part").replace(ended)
+        part = out.with_name(f"part of rank {rank}")
+        part.write_text(ray.get_runtime_context().get_node_id())
+        part.replace(out.with_name(f"ended {self.life}"))
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         while how == "be lost":
