@@ -12,6 +12,9 @@ from served import service  # noqa: F401 - a fixture
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon Ray Train sees that its workers are done; by default 2 s
+# Ray ends a worker that is idle for a second, and the next test starts another, which loads everything anew: half a minute in a hundred.
+os.environ.setdefault("RAY_num_workers_soft_limit", "8")
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches a network
 for name in ("CXRAY_ROOT", "CXRAY_OUT", "CXRAY_BILLING_PROJECT", "RAY_ADDRESS"):
     os.environ.pop(name, None)

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import pickle
-import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +15,7 @@ import psutil
 import pytest
 import torch
 from served import config, settings
-from test_predict import chart, jpeg
+from test_predict import chart, jpeg, train
 
 from contracts.errors import CxrayError
 from contracts.storage import place
@@ -160,7 +159,7 @@ def test_what_the_proxy_says_and_takes(client):
 def test_what_a_replica_cannot_load_is_one_sentence(client, out, tmp_path):
     from ray import serve
 
-    shutil.copytree(out / "fusion", tmp_path / "fusion")
+    train(out, {"texts": None, "modalities": ["image", "clinical"], "into": str(tmp_path / "fusion")})  # one that needs no text encoder
     file = tmp_path / "fusion/model/config.json"
     said = json.loads(file.read_text())
     said["encoders"]["image"]["fingerprint"] = "other"
