@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -105,10 +106,11 @@ def test_kills_lose_nothing(whole, tmp_path, verb):
 
 @pytest.mark.fault
 def test_ray_itself_killed_is_a_sentence_and_loses_nothing(whole, tmp_path):
+    """Ours, or where Ray is quicker to end this process too, its own."""
     config, out = same_inputs(whole, tmp_path, "images"), tmp_path / "images"
     hit, ended_well = chaos.strike("images", config, tmp_path, ["raylet"], lambda _: chaos.committed(out) > 0)
     assert hit and not ended_well
-    assert "cxray: Ray ended on this machine" in (tmp_path / "images.log").read_text()
+    assert re.search("cxray: Ray ended on this machine|Raylet is terminated", (tmp_path / "images.log").read_text())
     finish("images", config)
     assert_equal(whole, tmp_path, "images")
 
