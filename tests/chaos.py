@@ -104,7 +104,7 @@ def on_two_nodes(verb: str, file: str) -> None:
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": SOON_MISSED})
     node = cluster.add_node(num_cpus=2)
-    os.environ["RAY_ADDRESS"] = cluster.address
+    os.environ["RAY_ADDRESS"] = str(cluster.address)
 
     def wait() -> None:
         if sys.stdin.readline():

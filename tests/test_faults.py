@@ -105,17 +105,6 @@ def test_kills_lose_nothing(whole, tmp_path, verb):
 
 
 @pytest.mark.fault
-def test_ray_itself_killed_is_a_sentence_and_loses_nothing(whole, tmp_path):
-    """Ours, or where Ray is quicker to end this process too, its own."""
-    config, out = same_inputs(whole, tmp_path, "images"), tmp_path / "images"
-    hit, ended_well = chaos.strike("images", config, tmp_path, ["raylet"], lambda _: chaos.committed(out) > 0)
-    assert hit and not ended_well
-    assert re.search("cxray: Ray ended on this machine|Raylet is terminated", (tmp_path / "images.log").read_text())
-    finish("images", config)
-    assert_equal(whole, tmp_path, "images")
-
-
-@pytest.mark.fault
 @pytest.mark.parametrize("actors", [False, True])
 def test_a_row_that_kills_its_process_ends_the_job_with_a_sentence(whole, tmp_path, monkeypatch, actors):
     """Ray by itself would start the process again for ever."""
@@ -148,9 +137,14 @@ def test_a_row_that_kills_its_process_ends_the_job_with_a_sentence(whole, tmp_pa
 
 
 @pytest.mark.fault
-def test_ctrl_c_twice_ends_quickly_and_loses_nothing(whole, tmp_path):
-    """The second, while Ray shuts down, changes nothing."""
+def test_ray_itself_killed_and_ctrl_c_twice_end_quickly_and_lose_nothing(whole, tmp_path):
+    """Of Ray's death our sentence tells, or its own, where it is quicker to end this process too. The second Ctrl-C, while Ray shuts down,
+    changes nothing."""
     config, out = same_inputs(whole, tmp_path, "images"), tmp_path / "images"
+    hit, ended_well = chaos.strike("images", config, tmp_path, ["raylet"], lambda _: chaos.committed(out) > 0)
+    assert hit and not ended_well
+    assert re.search("cxray: Ray ended on this machine|Raylet is terminated", (tmp_path / "images.log").read_text())
+    before = chaos.committed(out)
     process, log = chaos.start("images", config, tmp_path), tmp_path / "images.log"
 
     def wait_until(seen: Callable[[], bool]) -> None:
@@ -159,7 +153,7 @@ def test_ctrl_c_twice_ends_quickly_and_loses_nothing(whole, tmp_path):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.02)
 
-    wait_until(lambda: chaos.committed(out) > 0)
+    wait_until(lambda: chaos.committed(out) > before)
     process.send_signal(signal.SIGINT)
     wait_until(lambda: "cxray: stopped; the same command goes on" in log.read_text())
     process.send_signal(signal.SIGINT)

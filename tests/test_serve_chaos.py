@@ -84,8 +84,8 @@ def test_a_kill_and_a_redeploy_under_300_requests(service, requests):
         finally:
             done.set()
 
-    # Twelve a second at most: what starts again needs a core, too. The soak leaves it none.
-    seen = load(service.address, service.key, requests, 4, lambda seen: len(seen.good) < 300 or not done.is_set(), chaos, pause=1 / 3)
+    # Eight a second at most: what starts again needs a core, too. The soak leaves it none.
+    seen = load(service.address, service.key, requests, 4, lambda seen: len(seen.good) < 300 or not done.is_set(), chaos, pause=0.5)
     judge(seen, 300)
 
 

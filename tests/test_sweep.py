@@ -263,7 +263,8 @@ import sys
 from contracts.config import load
 from trainers import fusion, sweep
 print(sweep.run(load(sweep.SweepConfig, sys.argv[1])))
-print(fusion.run(load(fusion.FusionConfig, sys.argv[2])))
+for best in sys.argv[2:]:
+    print(fusion.run(load(fusion.FusionConfig, best)))
 """
 SUBMIT = """
 import subprocess, sys
@@ -286,8 +287,8 @@ sys.exit(done.returncode)
 @pytest.mark.ray
 @pytest.mark.parametrize(("trials", "epochs", "times"), [(2, 2, 1), pytest.param(8, 6, 10, marks=pytest.mark.soak)])
 def test_a_sweep_as_a_submitted_job_and_its_best_trained_again(tmp_path: Path, trials: int, epochs: int, times: int):
-    """On a cluster of two CPUs of its own, two trials at once. The first has all defaults; of 300 patients, in six epochs, their rate is
-    too low to learn what only two numbers together say."""
+    """On a cluster of two CPUs of its own, two trials at once; the best of eight is trained again. The first has all defaults; of 300
+    patients, in six epochs, their rate is too low to learn what only two numbers together say."""
     thirty(tmp_path, times)
     settings = {
         "out": str(tmp_path), "findings": ["Edema", "Pneumonia"], "modalities": ["image", "clinical"], "trials": trials, "concurrent": 2,
@@ -301,7 +302,7 @@ def test_a_sweep_as_a_submitted_job_and_its_best_trained_again(tmp_path: Path, t
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "job.py").write_text(JOB)
     (tmp_path / "submit.py").write_text(SUBMIT)
-    files = [str(tmp_path / name) for name in ("job.py", "sweep.yaml", "sweep/best.yaml")]
+    files = [str(tmp_path / name) for name in ("job.py", "sweep.yaml", *(["sweep/best.yaml"] if trials == 8 else []))]
     command = [sys.executable, str(tmp_path / "submit.py"), str(Path(sys.executable).with_name("ray")), *files]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of this cluster alone
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=os.environ | token)
@@ -312,8 +313,9 @@ def test_a_sweep_as_a_submitted_job_and_its_best_trained_again(tmp_path: Path, t
     assert all((tmp_path / "sweep/trials" / r["id"] / "model/model.safetensors").exists() for r in rows if r["state"] == "finished")
     own = next(r for r in rows if (r["training.lr"], r["loss.gamma"]) == (TrainerConfig().lr, LossConfig().gamma))
     assert rows[0]["macro_auroc"] >= own["macro_auroc"]
-    if trials == 8:
-        assert rows[0]["macro_auroc"] > own["macro_auroc"] + 0.05, "more than chance makes of 100 studies"
+    if trials == 2:
+        return
+    assert rows[0]["macro_auroc"] > own["macro_auroc"] + 0.05, "more than chance makes of 100 studies"
     again = json.loads((tmp_path / "sweep-best/metrics.json").read_text())["epochs"]
     as_far = [e["macro_auroc"] for e in again[: rows[0]["epochs"]]]  # as the trial came before others were ahead
     assert max(as_far) == pytest.approx(rows[0]["macro_auroc"], abs=1e-6)

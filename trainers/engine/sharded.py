@@ -30,7 +30,10 @@ class Sharded:
         """micros: backward passes a step."""
         os.environ["DS_ACCELERATOR"] = "cuda" if device.type == "cuda" else "cpu"  # it would look for other makes
         import deepspeed
+        import deepspeed.ops
 
+        # Where there is a compiler it would build this when first started, for half a minute: sums between CPUs through shared memory.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
         settings = config(cfg, micros)
         if cfg.zero_stage == 3:
