@@ -17,7 +17,7 @@ from models.encoders.base import ImageEncoder
 from models.encoders.grid import pool_grid, quantise
 from pipelines.images.stored import from_stored
 from pipelines.job import Job, RowsConfig, Summary, block, each
-from pipelines.pool import EncoderResources, encoder_pool, one_thread_on_cpu
+from pipelines.pool import EncoderResources, encoder_pool, keep_memory, one_thread_on_cpu
 
 
 class FeaturesConfig(RowsConfig):
@@ -50,6 +50,7 @@ class EncodeImages:
 
     def __init__(self, name: str, grid: int, schema: Schema) -> None:
         one_thread_on_cpu()
+        keep_memory()
         self.encoder, self.grid, self.schema = load_image(name), grid, schema
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -19,7 +19,7 @@ from pipelines.images.decode import Limits, decode
 from pipelines.images.fetch import fetcher
 from pipelines.images.stored import SIDE, edge_grid, quality_flags, to_stored
 from pipelines.job import Job, RowsConfig, Summary, block, each
-from pipelines.pool import RETRIES
+from pipelines.pool import RETRIES, keep_memory
 
 EDGE_GRID = 16  # cells a side of the optional edge-density grid
 
@@ -65,6 +65,7 @@ def prepare(cfg: ImagesConfig) -> Callable[[pa.Table], Iterator[pa.Table]]:
         import cv2
 
         cv2.setNumThreads(1)  # one task, one core: Ray shares the cores out
+        keep_memory()
         store = fetcher(cfg.storage, cfg.resources.fetches, cfg.max_bytes)  # pyright: ignore[reportArgumentType]
         files = store.each(rows["image_uri"].to_pylist())
 

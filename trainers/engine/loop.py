@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from contracts.errors import CxrayError
 from evaluation.metrics import plain
+from pipelines.pool import keep_memory
 from trainers.engine.board import Board
 from trainers.engine.context import Context, from_first, moved
 from trainers.engine.data import Data, Rows
@@ -52,6 +53,7 @@ def train(ctx: Context, task: Task, cfg: TrainerConfig, data: Data, weights: np.
     weights: how often to draw each row of the train split, where that is not once an epoch.
     """
     check_device(ctx.device, cfg)
+    keep_memory()
     said = last(cfg, ctx)
     motor = start(task, cfg, ctx, sharded=cfg.sharded or (said is not None and said["sharded"]))
     rows, held_out = (Rows(task, data, split, cfg.seed, cfg.resources.cache) for split in ("train", "validate"))
