@@ -10,8 +10,8 @@ would measure what else the machine does), and its peak memory that process's; o
 memory. Its steps take the engine's very rows (`Order`), so that the loss of the first one is the engine's, which is checked. In it: rows by
 number, float32 from the eight bits, vectors of passages, forward, loss, backward, clipping, AdamW (the fused one, in both). Not in it, and
 in the engine's: rows looked up by id in three data sets, `prepare` and `collate`, which make of each row what it is (kinds of segments,
-missing numbers, a generator of its own), the rate's schedule, the looks at loss and gradient, the record; and that what a step frees is kept
-for the next one (`pipelines.pool.keep_memory`). `engine`: `trainers.engine.loop.train` with a plain
+missing numbers, a generator of its own), the rate's schedule, the looks at loss and gradient, the record; and that what a step frees is
+kept for the next one (`pipelines.pool.keep_memory`). `engine`: `trainers.engine.loop.train` with a plain
 `Context`. Both run `--rounds` times in turn, and the best of each counts. Samples a second are those of a step at the lower quartile of
 their times, from the end of one to the end of the next: other work on the machine only ever lengthens a step. The first few steps,
 start-up, validation and checkpoints are apart. `cpu_ms` is what a sample costs the processor, by the same rule; `to_bare_cpu` compares it.
