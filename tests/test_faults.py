@@ -30,7 +30,7 @@ IMAGES = 128  # eight blocks of sixteen: at the first that is safe, two to four 
 VERBS = {
     "images": {"resources": {"batch": 4}},
     "features": {"encoder": "hog:", "resources": {"batch": 8}},
-    "texts": {"encoder": "st:all-MiniLM-L6-v2", "resources": {"batch": 8, "actors": 1}},  # each loads a language model
+    "texts": {"encoder": "st:all-MiniLM-L6-v2", "resources": {"batch": 8}},
 }
 KEYS_ONLY = Schema("keys", 1, pa.schema(KEYS))
 
@@ -42,7 +42,7 @@ def finish(verb: str, config: dict) -> None:
     elif verb == "features":
         features.run(load(features.FeaturesConfig, config))
     else:
-        texts.run(load(texts.TextsConfig, config))
+        texts.run(load(texts.TextsConfig, config | {"resources": {"batch": 8, "actors": 1}}))  # each loads a language model
 
 
 @pytest.fixture(scope="module")

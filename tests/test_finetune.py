@@ -32,6 +32,7 @@ from trainers.engine.data import Rows
 from trainers.engine.loop import train
 from trainers.engine.plain import load_weights
 from trainers.fusion import Fusion
+from trainers.predict import PredictConfig, run
 from trainers.predictor import Model, Part, Predictor, load
 from trainers.sources import FusionConfig, Sources
 
@@ -275,6 +276,18 @@ def test_what_was_exported_predicts_as_the_trained_network(out, tuned):
 
 def probabilities(predictor: Predictor, parts: list[Part]) -> np.ndarray:
     return np.array([[p.probabilities[f] for f in predictor.findings] for p in predictor.say(parts)])
+
+
+def test_a_cohort_is_predicted_from_its_pictures(local_ray, out, tuned):
+    task, module, _ = tuned
+    run(read(PredictConfig, {"out": str(out), "run": "tuned", "into": "predictions", "resources": {"actors": 1}}))
+    told = open_dataset(place(out / "predictions"), "predictions").table()
+    rows = Rows(task, Sources(task.cfg).data(task.cfg, unlabelled=True), "test", 0, str(out / "cache"))
+    with torch.no_grad():
+        expected = task.predict(module, task.collate([rows[0, n] for n in range(len(rows))]))
+    found = dict(zip(told["row_id"].to_pylist(), told["scores"].to_pylist()))
+    np.testing.assert_allclose([found[i] for i in expected["row_id"]], expected["score"].numpy(), atol=1e-5)
+    assert not np.isnan(expected["score"].numpy()).any()
 
 
 def test_a_dry_run_goes_through_it_all(out):

@@ -118,14 +118,17 @@ def real_tree(shared_data, tmp_path_factory) -> Path:
 def test_the_same_verbs_on_a_tree_of_real_files(real_tree, tmp_path):
     done = cxray("run", "configs/demo/real.yaml", "--set", f"root={real_tree}", "--set", f"out={tmp_path}")
     assert done.returncode == 0, done.stderr
-    for name in ("cohort", "images", "features/hog", "texts/minilm"):
-        assert verify(place(tmp_path / name)).clean
+    verdict = json.loads(cxray("verify", str(tmp_path / "images"), "--json").stdout)
+    assert verdict["clean"] and verdict["rows_in"] == 76 == verdict["rows_out"] + verdict["rejects"]
+    for name in ("cohort", "features/hog", "texts/minilm"):
+        assert cxray("verify", str(tmp_path / name)).returncode == 0
     images = open_dataset(place(tmp_path / "images")).table(["source_bytes", "image"]).to_pylist()
-    assert len(images) == 76
     assert np.mean([len(row["image"]) for row in images]) < 50_000
     found = cxray("search", str(tmp_path / "index"), "--image", str(next(real_tree.rglob("*.jpg"))), "-k", "3", "--json")
     answers = json.loads(found.stdout)
     assert len(answers) == 3 and answers[0]["score"] > 0.99 and len({a["study_id"] for a in answers}) == 3
+    again = cxray("run", "configs/demo/real.yaml", "--set", f"root={real_tree}", "--set", f"out={tmp_path}")
+    assert again.stdout.count("finished before, and unchanged") == 5
 
 
 def test_images_within_a_day_of_a_stay_are_linked_to_it(real_tree, tmp_path):

@@ -84,8 +84,7 @@ def test_a_kill_and_a_redeploy_under_300_requests(service, requests):
         finally:
             done.set()
 
-    # Eight a second at most: what starts again needs a core, too. The soak leaves it none.
-    seen = load(service.address, service.key, requests, 4, lambda seen: len(seen.good) < 300 or not done.is_set(), chaos, pause=0.5)
+    seen = load(service.address, service.key, requests, 16, lambda seen: len(seen.good) < 300 or not done.is_set(), chaos)
     judge(seen, 300)
 
 
@@ -94,7 +93,6 @@ def test_two_minutes_of_kills_and_a_redeploy_under_64_clients(service, requests)
     """Memory: the mean of the service's processes (there are more of them while it is deployed anew), in the last quarter of the samples at
     most a tenth above the first's."""
     done, held = threading.Event(), []
-    service.deploy(everywhere=2)
 
     def chaos(seen: Seen) -> None:
         try:
@@ -102,7 +100,7 @@ def test_two_minutes_of_kills_and_a_redeploy_under_64_clients(service, requests)
             begun = time.monotonic()
             for turn in range(12):
                 if turn == 6:
-                    service.deploy(everywhere=2, batch=next(BATCHES))
+                    service.deploy(batch=next(BATCHES))
                 elif len(replicas(KINDS[turn % 4])) >= 2:
                     kill(KINDS[turn % 4])
                 while time.monotonic() < begun + 10 * (turn + 1) and not seen.wrong:
