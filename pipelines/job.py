@@ -311,11 +311,13 @@ def plainly(out: Place) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        from ray.exceptions import LocalRayletDiedError
+
         if said := sentence(error):
             raise CxrayError(said) from error
         if said := next(filter(None, map(meaning, filter(of_a_store, causes(error)))), None):
             raise CxrayError(f"{out}: {said}") from error
-        if any(type(cause).__name__ == "LocalRayletDiedError" for cause in causes(error)):
+        if any(isinstance(cause, LocalRayletDiedError) for cause in causes(error)):
             raise CxrayError(
                 "Ray ended on this machine, by a signal or because the machine had no memory left: the same command goes on from here"
             ) from error

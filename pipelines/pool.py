@@ -76,8 +76,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 def keep_memory() -> None:
     """Called in a worker that takes and frees the same tens of megabytes again and again: what it frees it keeps, up to 256 MB. By itself
-    glibc gives it back, and the system hands it out anew, cleared, page by page: a tenth of the time of training on CPUs
-    (benchmarks/train.py). What is larger than 32 MB is given back as before. Where the C library is another, nothing happens."""
+    glibc gives it back, and the system hands it out anew, cleared, page by page: of training on CPUs that was a tenth of the
+    time. What is larger than 32 MB is given back as before. Where the C library is another, nothing happens."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 32 << 20)

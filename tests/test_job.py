@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.data
+import ray.exceptions
 from ray.data import Dataset
 
 from contracts.dataset import open_dataset, publish
@@ -288,3 +289,9 @@ def test_what_a_worker_misses_is_not_blamed_on_the_store(tmp_path):
             raise error
     with pytest.raises(CxrayError, match="no space left"), plainly(place(tmp_path)):
         raise OSError(28, "No space left on device")
+
+
+def test_rays_own_death_is_said_in_a_sentence(tmp_path):
+    with pytest.raises(CxrayError, match=r"^Ray ended on this machine.*the same command goes on") as said, plainly(place(tmp_path)):
+        raise ray.exceptions.LocalRayletDiedError
+    assert "\n" not in str(said.value)

@@ -55,7 +55,7 @@ def encoder(side: Side, about: Mapping[str, Any]) -> Any:
     Raises CxrayError where it is another one now, or has no weights to train.
     """
     found = load_known(side, about, f"the {'features' if side == 'image' else 'texts'} were made with", "cpu")
-    _ = found.module
+    _ = found.module  # raises where there is nothing to train
     return found
 
 

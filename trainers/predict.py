@@ -64,7 +64,12 @@ def run(cfg: PredictConfig) -> Summary:
         raise CxrayError(f"{where}: its features or texts were made anew by other encoders or settings; train again, or put those back")
     streamed, *beside = sources.large
     columns = [c for c in model.task.columns if c in streamed.schema().names]
-    about = {"model": cfg.run, "targets": list(model.findings), "policy": model.task.policy_name, "weights": _weights(model)}
+    about = {
+        "model": cfg.run,
+        "targets": list(model.findings),
+        "policy": model.task.policy_name,
+        "weights": _sha256(model.where / "model.safetensors"),
+    }
     made_by = [_fingerprint(model), *(d.fingerprint for d in (sources.cohort, *sources.large))]
     del model
     data = _wanted(sources, sources.data(trained, unlabelled=True), cfg.splits, beside)
@@ -128,13 +133,13 @@ def _told(done: Dataset) -> list[str]:
     return [", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split]), NOT_FOR_DIAGNOSIS]
 
 
-def _weights(model: Model) -> str:
-    return hashlib.sha256((model.where / "model.safetensors").read()).hexdigest()
+def _sha256(file: Place) -> str:
+    return hashlib.sha256(file.read()).hexdigest()
 
 
 def _fingerprint(model: Model) -> str:
     """Of all that decides what the network says of a row, but for the calibration."""
-    weights = [hashlib.sha256(file.read()).hexdigest() for file in model.where.files(".safetensors", depth=1)]  # also of tuned encoders
+    weights = [_sha256(file) for file in model.where.files(".safetensors", depth=1)]  # also of tuned encoders
     return hashlib.sha256(json.dumps([weights, model.said], sort_keys=True).encode()).hexdigest()
 
 
