@@ -13,11 +13,11 @@ demo: .venv/installed
 serve: .venv/installed  # the demo's runs behind HTTP, and a page to try them on
 	$(BIN)/cxray serve configs/demo/serve.yaml --ui
 
-test: .venv/installed
-	$(BIN)/python -m pytest -m "not soak"
+test: .venv/installed  # in two processes: what needs Ray, and beside it the rest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not soak"
 
 quick: .venv/installed  # the default tier
-	$(BIN)/python -m pytest -m "not ray and not fault and not browser and not soak"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not ray and not fault and not browser and not soak"
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak

@@ -194,7 +194,7 @@ def test_what_a_store_answers_is_a_sentence(answering, object_there, caplog, cas
     assert not [r for r in caplog.records if r.name.startswith("gcsfs")], "gcsfs logs its traceback"
 
 
-@pytest.mark.parametrize("case", SAYS.keys() - {"no object", "no bucket"})
+@pytest.mark.parametrize("case", [case for case in SAYS if case not in ("no object", "no bucket")])
 def test_a_store_that_refuses_is_not_a_file_that_is_not_there(answering, object_there, case):
     answer, sentence = SAYS[case]
     answering.says(*answer)
