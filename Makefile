@@ -4,7 +4,9 @@ BIN := .venv/bin
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO = 0
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo serve test quick soak lint bench clean
+SLOW := ray or fault or browser
+
+.PHONY: demo serve test quick broken soak lint bench clean
 
 demo: .venv/installed
 	$(BIN)/cxray run configs/demo/all.yaml
@@ -13,11 +15,14 @@ demo: .venv/installed
 serve: .venv/installed  # the demo's runs behind HTTP, and a page to try them on
 	$(BIN)/cxray serve configs/demo/serve.yaml --ui
 
-test: .venv/installed  # in two processes: what needs Ray, and beside it the rest
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not soak"
+test: .venv/installed  # the default tier beside the others, which wait for processes more than they compute
+	$(MAKE) --jobs=2 --keep-going quick broken
 
 quick: .venv/installed  # the default tier
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not ray and not fault and not browser and not soak"
+	$(BIN)/python -m pytest -m "not ($(SLOW)) and not soak"
+
+broken: .venv/installed  # what starts Ray, drives a browser, or is broken on purpose
+	$(BIN)/python -m pytest -m "($(SLOW)) and not soak"
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak

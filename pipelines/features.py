@@ -41,7 +41,7 @@ def run(cfg: FeaturesConfig) -> Summary:
     del encoder
     with Job("features", cfg, schema, made_by=[images.fingerprint, about["fingerprint"]]) as job:
         rows = job.read(images, ["image"])
-        rows = rows.map_batches(EncodeImages, fn_constructor_args=(about["name"], grid, schema), **encoder_pool(cfg.resources))
+        rows = rows.map_batches(EncodeImages, fn_constructor_args=(about["name"], grid, schema), **encoder_pool(cfg.resources, job.missing))
         return job.write(rows, cpus=0.25, encoder=about)
 
 

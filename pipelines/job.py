@@ -193,7 +193,8 @@ class Job:
     def read(self, source: Dataset, columns: Sequence[str], of: pa.Array | pa.ChunkedArray | None = None) -> Any:
         """The wanted rows of `source`: a ray.data.Dataset of the keys and `columns`, in blocks small enough to share out.
 
-        of: ids; null: all, as far as the config wants them. Raises CxrayError where there are none.
+        of: ids; null: all, as far as the config wants them. Raises CxrayError where there are none. How many of them are not safely
+        written yet is `missing` afterwards.
         """
         import ray.data
         from ray.data.expressions import col
@@ -211,6 +212,7 @@ class Job:
             self._expect(set(keys["row_id"].to_pylist()), set(wanted["row_id"].to_pylist()))
         # A file of which nothing is missing is not read: pictures take long to come, and Ray would drop them only then.
         missing = pa.array(self._ids - self._ledger.ids, pa.string())
+        self.missing = len(missing)
         files = set(keys.filter(pc.is_in(keys["row_id"], value_set=missing))["__filename"].to_pylist())
         paths = [path for path in source.paths() if path in files] if files else source.paths()[:1]
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))

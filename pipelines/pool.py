@@ -14,6 +14,7 @@ from contracts.config import Config
 from contracts.errors import CxrayError
 
 LEFT_OVER = 1.5  # CPUs
+WORTH = 64  # rows; with fewer for each, one encoder is done with them sooner than another has started, which takes its CPU for 5 to 8 s
 
 # A block of rows is tried so often again whose process was killed: by a row that crashes it, for memory, or with its node. Ray would try
 # for ever. Nodes that say that they go (spot machines with a notice) do not count, and six others lost under one block are no accident.
@@ -34,8 +35,11 @@ def joined() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") != "local"
 
 
-def encoder_pool(resources: EncoderResources) -> dict[str, Any]:
-    """Keyword arguments of `map_batches` for a pool of encoder actors. Raises CxrayError where none of them could ever start."""
+def encoder_pool(resources: EncoderResources, rows: int) -> dict[str, Any]:
+    """Keyword arguments of `map_batches` for a pool of encoder actors. Raises CxrayError where none of them could ever start.
+
+    rows: to encode in all.
+    """
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -51,6 +55,7 @@ def encoder_pool(resources: EncoderResources) -> dict[str, Any]:
     most = max(1, int(have.get("GPU", 0) / gpus if gpus else cpus))
     if resources.actors:  # more than one a core would take what is left over for reading and writing
         most = resources.actors if gpus else min(resources.actors, most)
+    most = min(most, max(1, rows // WORTH))
     return {
         # GPUs may come and go; on CPUs an actor that starts late takes its start-up from those at work.
         "compute": ActorPoolStrategy(min_size=1 if gpus else most, max_size=most),

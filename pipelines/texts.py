@@ -54,7 +54,7 @@ def run(cfg: TextsConfig) -> Summary:
     with Job("texts", cfg, schema, made_by=[cohort.fingerprint, about["fingerprint"], known["fingerprint"] if known else ""]) as job:
         indication = {"report_indication"} if cfg.notes.indication else set()
         rows = job.read(cohort, ["study_id", *CHART_COLUMNS, *sorted({f"report_{s}" for s in cfg.report} | indication)])
-        rows = rows.map_batches(EncodeTexts, fn_constructor_args=(cfg, schema), **encoder_pool(cfg.resources))
+        rows = rows.map_batches(EncodeTexts, fn_constructor_args=(cfg, schema), **encoder_pool(cfg.resources, job.missing))
         return job.write(rows, cpus=0.25, notes=_told, encoder=about, knowledge=known, reading=cfg.reading().model_dump(mode="json"))
 
 

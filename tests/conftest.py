@@ -47,16 +47,10 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that takes the session's Ray is of the tier `ray`, without having to say so. Those of the service come last, for it leaves
-    the others little of that Ray; the scan for what leaked comes after all of them.
-
-    Where two processes share the work (`make test`), all that starts Ray or kills something stays in one of them.
-    """
+    the others little of that Ray; the scan for what leaked comes after all of them."""
     for item in items:
         if "local_ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
-        alone = any(item.get_closest_marker(tier) for tier in ("ray", "fault", "browser", "soak"))
-        item.add_marker(pytest.mark.xdist_group("ray" if alone else item.path.name))
     items.sort(key=lambda item: ("service" in getattr(item, "fixturenames", ()), item.path.name == "test_serve_leaks.py"))

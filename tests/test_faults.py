@@ -127,7 +127,7 @@ def test_a_row_that_kills_its_process_ends_the_job_with_a_sentence(whole, tmp_pa
         def __call__(self, batch: pa.Table) -> pa.Table:
             return step(batch)
 
-    how = encoder_pool(cfg.resources) if actors else {"batch_format": "pyarrow", "max_retries": 1}
+    how = encoder_pool(cfg.resources, IMAGES) if actors else {"batch_format": "pyarrow", "max_retries": 1}
     with (
         job.Job("keys", cfg, KEYS_ONLY, made_by=[]) as running,
         pytest.raises(CxrayError, match=r"^(Encode|step, write): the process at work"),

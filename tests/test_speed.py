@@ -125,8 +125,12 @@ def test_where_no_row_comes_for_minutes_a_line_says_which_stage_waits_for_what(m
 
 def test_a_pool_of_gpus_that_are_not_there_is_refused_where_none_will_come(local_ray, monkeypatch):
     with pytest.raises(CxrayError, match=r"^resources.gpus: an encoder is to have 1 GPUs, and this machine has 0"):
-        encoder_pool(EncoderResources(gpus=1))
+        encoder_pool(EncoderResources(gpus=1), 1000)
     monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
-    assert encoder_pool(EncoderResources(gpus=1))["num_gpus"] == 1
-    most = encoder_pool(EncoderResources(actors=100))["compute"].max_size
+    assert encoder_pool(EncoderResources(gpus=1), 1000)["num_gpus"] == 1
+    most = encoder_pool(EncoderResources(actors=100), 1000)["compute"].max_size
     assert most <= ray.cluster_resources()["CPU"], "so many that nothing is left to read with"
+
+
+def test_a_second_encoder_starts_where_it_is_worth_its_start(local_ray):
+    assert [encoder_pool(EncoderResources(), rows)["compute"].max_size for rows in (0, 127, 128, 10_000)] == [1, 1, 2, 2]

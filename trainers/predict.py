@@ -79,7 +79,7 @@ def run(cfg: PredictConfig) -> Summary:
 
         lookup = ray.put(data.anchored()), trained.training.resources.cache
         rows = job.read(streamed, columns, of=data.keys["row_id"])
-        rows = rows.map_batches(Score, fn_constructor_args=(where, columns, lookup, schema), **encoder_pool(cfg.resources))
+        rows = rows.map_batches(Score, fn_constructor_args=(where, columns, lookup, schema), **encoder_pool(cfg.resources, job.missing))
         return job.write(rows, cpus=0.25, notes=_told, **about)
 
 
@@ -193,7 +193,7 @@ def predict_files(
         raise CxrayError(f"{job.out}: holds what was begun with another model, or on other files; delete it, or name another --out")
     with job:
         rows = job.read(_stored(todo, job.out / "_items"), ["study_id", "path", "chart"])
-        rows = rows.map_batches(PredictItems, fn_constructor_args=(where, schema), **encoder_pool(cfg.resources))
+        rows = rows.map_batches(PredictItems, fn_constructor_args=(where, schema), **encoder_pool(cfg.resources, job.missing))
         job.write(rows, cpus=0.25, targets=list(findings), **model)
     done = open_dataset(job.out, "predictions")
     table = _flat(todo, done, findings)
