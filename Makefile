@@ -15,7 +15,7 @@ demo: .venv/installed
 serve: .venv/installed  # the demo's runs behind HTTP, and a page to try them on
 	$(BIN)/cxray serve configs/demo/serve.yaml --ui
 
-test: .venv/installed  # the default tier beside the others, which wait for processes more than they compute
+test: .venv/installed  # the default tier, which keeps one core busy, beside the others
 	$(MAKE) --jobs=2 --keep-going quick broken
 
 quick: .venv/installed  # the default tier

@@ -29,7 +29,7 @@ from pipelines.speed import memory, resident  # noqa: E402 - after the path is s
 
 WIDTH, HEIGHT, DISTINCT, BATCH = 2544, 3056, 24, 32
 CORES = os.cpu_count() or 1
-FIRST = CORES + 1  # files, or batches, by which all that work at once have written one: ours has one task more than cores
+FIRST = 2 * CORES  # files, or batches, by which all that work at once have written one: ours has two tasks a core
 
 
 def make(folder: Path, count: int) -> Path:

@@ -115,6 +115,9 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ lines go to the log files, not between ours
+        # Of idle workers more than one a core Ray ends those that were idle for a second, and starts others for the next blocks, for two
+        # seconds of a core each: of reading and writing at a quarter of a core that was a third of the time (benchmarks/images.py).
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(4 * (os.cpu_count() or 1)))
         if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray turns tokens on by itself where nothing says otherwise
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

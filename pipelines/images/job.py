@@ -24,9 +24,9 @@ from pipelines.pool import RETRIES, keep_memory
 EDGE_GRID = 16  # cells a side of the optional edge-density grid
 
 
-# Of a core. Ray takes a tenth of a second and more to hand out the next block, and a store takes its time to answer: with three tasks
-# on two cores neither waits (benchmarks/images.py).
-CPUS = 0.66
+# Of a core. Ray takes a tenth of a second and more to hand out the next block, and a store takes its time to answer: with two tasks a
+# core there is always one that computes. With three on two cores, these stood still for 8 % of the time, so for 3 %.
+CPUS = 0.5
 
 
 class Resources(Config):
