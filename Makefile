@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM = false
 
 SLOW := ray or fault or browser
 
-.PHONY: demo serve test quick broken soak lint bench clean
+.PHONY: demo serve test quick slow soak lint bench clean
 
 demo: .venv/installed
 	$(BIN)/cxray run configs/demo/all.yaml
@@ -16,12 +16,12 @@ serve: .venv/installed  # the demo's runs behind HTTP, and a page to try them on
 	$(BIN)/cxray serve configs/demo/serve.yaml --ui
 
 test: .venv/installed  # the default tier, which keeps one core busy, beside the others
-	$(MAKE) --jobs=2 --keep-going quick broken
+	$(MAKE) --jobs=2 --keep-going quick slow
 
 quick: .venv/installed  # the default tier
 	$(BIN)/python -m pytest -m "not ($(SLOW)) and not soak"
 
-broken: .venv/installed  # what starts Ray, drives a browser, or is broken on purpose
+slow: .venv/installed  # what starts Ray, drives a browser, or is broken on purpose
 	$(BIN)/python -m pytest -m "($(SLOW)) and not soak"
 
 soak: .venv/installed

@@ -1,4 +1,4 @@
-"""How many encoder actors, and what each may take. On a GPU cluster one a GPU; on CPUs one a core, of one thread each.
+"""How many encoder actors, and what each may take. On a GPU cluster one a GPU; on CPUs one a core, of one thread each; of few rows fewer.
 
 One thread each: two threads of one encoder wait for each other wherever a reader takes a core from under them (benchmarks/images.py).
 Of each node's CPUs one and a half are left over for reading, writing and, at a resume, for Ray's checkpoint filter, which wants a

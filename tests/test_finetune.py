@@ -278,9 +278,10 @@ def probabilities(predictor: Predictor, parts: list[Part]) -> np.ndarray:
     return np.array([[p.probabilities[f] for f in predictor.findings] for p in predictor.say(parts)])
 
 
-def test_a_cohort_is_predicted_from_its_pictures(local_ray, out, tuned):
-    task, module, _ = tuned
-    run(read(PredictConfig, {"out": str(out), "run": "tuned", "into": "predictions", "resources": {"actors": 1}}))
+def predicted(out: Path, task: Fusion, module: torch.nn.Module) -> PredictConfig:
+    """Its config, after `cxray predict` of the run `tuned` said of test what the network itself says."""
+    cfg = read(PredictConfig, {"out": str(out), "run": "tuned", "into": "predictions", "resources": {"actors": 1}})
+    run(cfg)
     told = open_dataset(place(out / "predictions"), "predictions").table()
     rows = Rows(task, Sources(task.cfg).data(task.cfg, unlabelled=True), "test", 0, str(out / "cache"))
     with torch.no_grad():
@@ -288,6 +289,12 @@ def test_a_cohort_is_predicted_from_its_pictures(local_ray, out, tuned):
     found = dict(zip(told["row_id"].to_pylist(), told["scores"].to_pylist()))
     np.testing.assert_allclose([found[i] for i in expected["row_id"]], expected["score"].numpy(), atol=1e-5)
     assert not np.isnan(expected["score"].numpy()).any()
+    return cfg
+
+
+def test_a_cohort_is_predicted_from_its_pictures(local_ray, out, tuned):
+    task, module, _ = tuned
+    predicted(out, task, module)
 
 
 def test_a_dry_run_goes_through_it_all(out):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
-from test_finetune import LONGER, NETWORK, batch, exported, made, probabilities, trained, vit
+from test_finetune import LONGER, NETWORK, batch, exported, made, predicted, probabilities, trained, vit
 from test_predict import PASSAGES, SPLITS, _about, chart, dataset, jpeg, patient
 from test_serve_deployments import shown
 
@@ -38,7 +38,7 @@ from trainers import finetune
 from trainers.engine import dry_run
 from trainers.engine.data import Rows
 from trainers.fusion import Fusion
-from trainers.predict import PredictConfig, run
+from trainers.predict import run
 from trainers.predictor import Model, Part, load
 from trainers.sources import FusionConfig, Sources
 
@@ -280,14 +280,7 @@ def test_it_is_served_as_it_predicts(out, tuned):
 
 def test_a_cohort_is_predicted_from_pictures_and_words(local_ray, out, tuned):
     task, module, folder = tuned
-    cfg = read(PredictConfig, {"out": str(out), "run": "tuned", "into": "predictions", "resources": {"actors": 1}})
-    run(cfg)
-    told = open_dataset(place(out / "predictions"), "predictions").table()
-    rows = Rows(task, Sources(task.cfg).data(task.cfg, unlabelled=True), "test", 0, str(out / "cache"))
-    with torch.no_grad():
-        expected = task.predict(module, task.collate([rows[0, n] for n in range(len(rows))]))
-    found = dict(zip(told["row_id"].to_pylist(), told["scores"].to_pylist()))
-    np.testing.assert_allclose([found[i] for i in expected["row_id"]], expected["score"].numpy(), atol=1e-5)
+    cfg = predicted(out, task, module)
     file = folder / "model/text_encoder.safetensors"
     weights = safetensors.torch.load_file(file)
     kept = file.read_bytes()
