@@ -49,8 +49,10 @@ def local_ray() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that takes the session's Ray is of the tier `ray`, without having to say so. Those of the service come last, for it leaves
-    the others little of that Ray; the scan for what leaked comes after all of them."""
+    the others little of that Ray; the scan for what leaked comes after all of them. A soak takes as long as it takes."""
     for item in items:
         if "local_ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.timeout(0))
     items.sort(key=lambda item: ("service" in getattr(item, "fixturenames", ()), item.path.name == "test_serve_leaks.py"))

@@ -5,6 +5,7 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from contracts.errors import CxrayError
 from contracts.storage import Place
 from trainers import sweep
 from trainers.engine import TrainerConfig, fit
-from trainers.engine.patches import free, named_after
+from trainers.engine.patches import free, named_after, telling_tune
 from trainers.losses import LossConfig
 from trainers.sources import FusionConfig
 from trainers.space import Between, OneOf
@@ -228,14 +229,54 @@ def test_asha_stops_a_training_run_that_is_behind_and_its_cpus_go_to_the_next(tm
 
 
 def test_what_a_killed_run_had_just_asked_for_is_freed_too(local_ray: None):
-    """A worker of a stopped run may die before the run does, which then asks for CPUs anew, and is killed before it has said so."""
+    """A worker of a stopped run may die before the run does, which then asks for CPUs anew, and is killed before it has said so; as a
+    run counts as dead a moment before its process ends, that may come when the freeing has begun."""
     from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-    killed, lives = (named_after(run, placement_group, [{"CPU": 0.1}]) for run in ("0" * 32, "1" * 32))
-    assert killed.wait(60) and lives.wait(60)
-    free("0" * 32)
-    assert [placement_group_table(group)["state"] for group in (killed, lives)] == ["REMOVED", "CREATED"]
+    def asked_for_by(run: str) -> Any:
+        group = named_after(run, placement_group, [{"CPU": 0.1}])
+        assert group.wait(60)
+        return group
+
+    killed, lives = asked_for_by("0" * 32), asked_for_by("1" * 32)
+    freeing = threading.Thread(target=free, args=("0" * 32, 10.0))
+    freeing.start()
+    while placement_group_table(killed)["state"] != "REMOVED":
+        assert freeing.is_alive()
+    late = asked_for_by("0" * 32)
+    freeing.join()
+    assert [placement_group_table(group)["state"] for group in (late, lives)] == ["REMOVED", "CREATED"]
     remove_placement_group(lives)
+
+
+def two_epochs(values: dict[str, Any]) -> dict[str, Any]:
+    """As a training run within a trial: what it reports comes from another process than the trial's."""
+    import ray
+
+    with telling_tune() as tell:
+        report = ray.remote(num_cpus=0)(lambda epoch: tell[0].after_report(None, [{"step": 0, "epoch": epoch}], None))
+        for epoch in (1, 2):
+            ray.get(report.remote(epoch))
+        (Path(values["folder"]) / "reported").touch()
+    return {"epoch": 2, "ended": True}
+
+
+def test_epochs_that_end_while_tune_is_busy_are_told_before_the_trials_end(tmp_path: Path, local_ray: None):
+    from ray import tune
+
+    class Busy(tune.Callback):
+        """With the first epoch, until all have been reported."""
+
+        def on_trial_result(self, *_: Any, **__: Any) -> None:
+            deadline = time.monotonic() + chaos.LONGEST
+            while not (tmp_path / "reported").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+    trial, where = tune.with_resources(two_epochs, {"CPU": 0.1}), tmp_path / "tune"
+    run_config = tune.RunConfig(storage_path=str(where), callbacks=[Busy()], verbose=0)
+    (result,) = tune.Tuner(trial, param_space={"folder": str(tmp_path)}, run_config=run_config).fit()
+    assert result.error is None and result.metrics["ended"]
+    assert result.metrics_dataframe["epoch"].tolist() == [1, 2, 2]
 
 
 def test_more_than_the_cluster_has_is_said_before_anything_starts(tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch):

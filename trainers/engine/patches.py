@@ -3,10 +3,15 @@
 Each says its reason, and the test that fails without it.
 """
 
+import threading
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+
+LAST_WISHES_S = 10.0  # how long a dead run's CPUs are freed: it counts as dead a moment before its process ends, which may still ask
 
 
 def trainer_class() -> type[Any]:
@@ -37,7 +42,7 @@ def trainer_class() -> type[Any]:
             return super().start_monitoring()
 
         def _cleanup_placement_group(self, placement_group: Any) -> None:
-            free(self._controller_actor_id)
+            free(self._controller_actor_id, LAST_WISHES_S)
 
     class Callback(callback.PlacementGroupCleanerCallback):
         def after_controller_start(self, train_run_context: Any) -> None:
@@ -59,28 +64,55 @@ def named_after(actor_id: str, make: Callable[..., Any], *args: Any, **given: An
     return make(*args, **given | {"name": f"{actor_id}-{uuid.uuid4().hex}"})
 
 
-def free(actor_id: str) -> None:
-    """Removes all placement groups that were named after this actor."""
+def free(actor_id: str, seconds: float) -> None:
+    """Removes all placement groups that were named after this actor, also those that come up within the next seconds."""
     from ray import PlacementGroupID
     from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-    for hexed, group in placement_group_table().items():
-        if group["name"].startswith(f"{actor_id}-") and group["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(hexed))))
+    until = time.monotonic() + seconds
+    while True:
+        for hexed, group in placement_group_table().items():
+            if group["name"].startswith(f"{actor_id}-") and group["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(hexed))))
+        if time.monotonic() >= until:
+            return
+        time.sleep(0.25)
 
 
-def to_tune() -> list[Any]:
-    """Within a trial of Ray Tune's, what tells it the metrics of each epoch, so that it can stop the trial; elsewhere nothing.
+@contextmanager
+def telling_tune() -> Iterator[list[Any]]:
+    """Callbacks for a training run; within a trial of Ray Tune's they tell it the metrics of each epoch, so that it can stop the trial.
 
-    Ray's tells those of every report, checkpoints within an epoch too, which would count as epochs; and there is no public way to ask
-    whether this is a trial. (test_sweep.py: test_asha_stops_a_training_run_that_is_behind_and_its_cpus_go_to_the_next)
+    Ray's own TuneReportCallback tells those of every report, checkpoints within an epoch too, which would count as epochs. And it hangs
+    where Tune is busy while the last epoch's metrics and the trial's own end come in: the thread that takes results out puts the former
+    in, behind the latter. Here a thread of the trial's reports what comes, and the trial ends after it. Tune's metrics leave the run
+    through a queue, as it lives in another process. There is no public way to ask whether this is a trial.
+    (test_sweep.py: test_asha_stops_a_training_run_that_is_behind_and_its_cpus_go_to_the_next,
+    test_epochs_that_end_while_tune_is_busy_are_told_before_the_trials_end)
     """
-    from ray.tune.integration.ray_train import TuneReportCallback
+    from ray import tune
+    from ray.train import UserCallback
     from ray.tune.trainable.trainable_fn_utils import _in_tune_session  # as TuneReportCallback asks itself
+    from ray.util.queue import Queue
 
-    class EachEpoch(TuneReportCallback):
+    if not _in_tune_session():
+        yield []
+        return
+    told = Queue(actor_options={"num_cpus": 0})
+
+    class EachEpoch(UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
             if metrics[0]["step"] == 0:
-                super().after_report(run_context, metrics, None)
+                told.put(metrics[0])
 
-    return [EachEpoch()] if _in_tune_session() else []
+    def tell() -> None:
+        while metrics := told.get():
+            tune.report(metrics)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield [EachEpoch()]
+    finally:
+        told.put(None)
+        teller.join()

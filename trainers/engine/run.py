@@ -27,7 +27,7 @@ from trainers.engine.card import card
 from trainers.engine.context import Context
 from trainers.engine.data import Data, anchored
 from trainers.engine.loop import WEIGHTS, train, within_memory
-from trainers.engine.patches import to_tune, trainer_class
+from trainers.engine.patches import telling_tune, trainer_class
 from trainers.engine.plain import load_weights
 from trainers.engine.settings import TrainerConfig, check_rows
 from trainers.engine.task import Task
@@ -114,28 +114,27 @@ def _on_workers(cfg: TrainerConfig, out: Place, work: tuple[Any, ...]) -> Any:
 
     r = cfg.resources
     fs, path = out.arrow()
-    trainer = trainer_class()(
-        _worker,
-        train_loop_config={"work": ray.put(work), "out": out},  # one copy a node of the small tables
-        torch_config=TorchConfig(backend="nccl" if r.gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=(r.min_workers, r.workers) if r.min_workers and r.min_workers < r.workers else r.workers,
-            use_gpu=r.gpus > 0,
-            resources_per_worker={"CPU": r.cpus, **({"GPU": r.gpus} if r.gpus else {})},
-        ),
-        run_config=RunConfig(
-            name=CHECKPOINTS,
-            storage_path=path,
-            storage_filesystem=fs,
-            failure_config=FailureConfig(max_failures=r.failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=cfg.keep_best, checkpoint_score_attribute="score"),
-            callbacks=[_give_up(), *to_tune()],
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what stops a run is raised
-    with plainly(out):
-        return trainer.fit()
+    with plainly(out), telling_tune() as tell:
+        return trainer_class()(
+            _worker,
+            train_loop_config={"work": ray.put(work), "out": out},  # one copy a node of the small tables
+            torch_config=TorchConfig(backend="nccl" if r.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=(r.min_workers, r.workers) if r.min_workers and r.min_workers < r.workers else r.workers,
+                use_gpu=r.gpus > 0,
+                resources_per_worker={"CPU": r.cpus, **({"GPU": r.gpus} if r.gpus else {})},
+            ),
+            run_config=RunConfig(
+                name=CHECKPOINTS,
+                storage_path=path,
+                storage_filesystem=fs,
+                failure_config=FailureConfig(max_failures=r.failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=cfg.keep_best, checkpoint_score_attribute="score"),
+                callbacks=[_give_up(), *tell],
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        ).fit()
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
