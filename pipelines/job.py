@@ -120,7 +120,11 @@ def connect() -> None:
         os.environ.setdefault("RAY_num_workers_soft_limit", str(4 * (os.cpu_count() or 1)))
         if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray turns tokens on by itself where nothing says otherwise
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # a bare one is what Ray raises where one of its own processes ended meanwhile
+            said = " ".join(str(error).split())
+            raise CxrayError(f"Ray did not start on this machine ({said}): has it memory and disk left? Try again") from error
     else:
         try:
             ray.init(address=address, log_to_driver=False)

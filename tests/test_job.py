@@ -283,6 +283,16 @@ def test_an_address_where_no_cluster_is_is_said(monkeypatch):
         connect()
 
 
+def test_a_ray_that_does_not_start_is_said_in_a_sentence(monkeypatch):
+    def ended(**_):
+        raise Exception("The current node timed out during startup.\nThe raylet failed.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", ended)
+    with pytest.raises(CxrayError, match=r"^Ray did not start on this machine \(The current node.*failed\.\): .*Try again$"):
+        connect()
+
+
 def test_what_a_worker_misses_is_not_blamed_on_the_store(tmp_path):
     for error in (FileNotFoundError(2, "No such file", "vocab.txt"), ConnectionError("a service of its own")):
         with pytest.raises(type(error)), plainly(place(tmp_path)):
