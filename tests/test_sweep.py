@@ -233,17 +233,13 @@ def test_what_a_killed_run_had_just_asked_for_is_freed_too(local_ray: None):
     run counts as dead a moment before its process ends, that may come when the freeing has begun."""
     from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-    def asked_for_by(run: str) -> Any:
-        group = named_after(run, placement_group, [{"CPU": 0.1}])
-        assert group.wait(60)
-        return group
-
-    killed, lives = asked_for_by("0" * 32), asked_for_by("1" * 32)
-    freeing = threading.Thread(target=free, args=("0" * 32, 10.0))
+    killed, lives = (named_after(run, placement_group, [{"CPU": 0.1}]) for run in ("0" * 32, "1" * 32))
+    assert killed.wait(60) and lives.wait(60)
+    freeing = threading.Thread(target=free, args=("0" * 32, 3.0))
     freeing.start()
     while placement_group_table(killed)["state"] != "REMOVED":
         assert freeing.is_alive()
-    late = asked_for_by("0" * 32)
+    late = named_after("0" * 32, placement_group, [{"CPU": 0.1}])
     freeing.join()
     assert [placement_group_table(group)["state"] for group in (late, lives)] == ["REMOVED", "CREATED"]
     remove_placement_group(lives)

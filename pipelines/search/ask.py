@@ -212,15 +212,12 @@ class Index:
             ask *= 4
 
     def _answers(self, found: list[tuple[int, float]]) -> list[Answer]:
-        numbers, scores = [number for number, _ in found], [score for _, score in found]
-        at = pa.array(numbers, pa.int64())
-        states = self._labels[at.to_numpy()].tolist()
-        columns = (column.take(at).to_pylist() for column in self._shown)
         answers = []
-        for number, score, stated, study, row, split, view, said in zip(numbers, scores, states, *columns, strict=True):
+        for (number, score), stated in zip(found, self._labels[[number for number, _ in found]].tolist(), strict=True):
             labels = {f: state for f, state in zip(FINDINGS, stated, strict=True) if state != NOT_MENTIONED}
-            said = said or self.rows["report_findings"][number].as_py()
-            answers.append(Answer(study, row, split, view, score, labels, said))
+            # Cell by cell: to take ten rows of a column costs more than ten looks into it.
+            study, row, split, view, said = [column[number].as_py() for column in self._shown]
+            answers.append(Answer(study, row, split, view, score, labels, said or self.rows["report_findings"][number].as_py()))
         return answers
 
     def _fuse(self, ranked: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:
