@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import secrets
+import socket
 import time
 import warnings
 from collections import Counter
@@ -38,6 +39,7 @@ from pipelines.ledger import Ledger, Progress, ids_hash, list_files
 from pipelines.pool import RETRIES
 
 KEY_NAMES = [f.name for f in KEYS]
+HEAD_ANSWERS_S = 10.0  # within which a cluster's head accepts a connection
 TIMES = 3  # Ray goes over the rows, should there be some missing still
 
 
@@ -126,9 +128,12 @@ def connect() -> None:
             said = " ".join(str(error).split())
             raise CxrayError(f"Ray did not start on this machine ({said}): has it memory and disk left? Try again") from error
     else:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
+            if port.isdigit():  # Ray itself waits nine minutes for one that is not there, and says nothing
+                socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_ANSWERS_S).close()
             ray.init(address=address, log_to_driver=False)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             said = " ".join(str(error).split())
             raise CxrayError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({said}); correct it, or unset it") from error
     import ray.data

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -276,10 +278,16 @@ def test_a_source_with_an_id_twice_is_said_before_anything_is_done(local_ray, tm
         square(SquareConfig(out=str(tmp_path)), source, tmp_path / "marks")
 
 
-def test_an_address_where_no_cluster_is_is_said(monkeypatch):
+@pytest.mark.parametrize("form", ["nonsense", "127.0.0.1:{}", "[::ffff:127.0.0.1]:{}", "ray://127.0.0.1:{}"])
+def test_an_address_where_no_cluster_is_is_said_at_once(monkeypatch, form):
+    """Ray itself would wait nine minutes for a head that is not there."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = form.format(closed.getsockname()[1])
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
-    with pytest.raises(CxrayError, match="RAY_ADDRESS=nonsense: no Ray cluster answers there"):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(
+        CxrayError, match=rf"^RAY_ADDRESS={re.escape(address)}: no Ray cluster answers there \(.+\); correct it, or unset it"
+    ):
         connect()
 
 
