@@ -11,15 +11,9 @@ does what a grown input added, and tries again what failed for a passing cause.
 """
 
 import hashlib
-import logging
-import os
-import secrets
-import socket
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -29,17 +23,17 @@ import pyarrow.compute as pc
 
 from contracts.config import Config
 from contracts.dataset import Dataset, publish, read_manifest
-from contracts.errors import CxrayError, RowError, causes, sentence
+from contracts.errors import CxrayError, RowError
 from contracts.runs import record
 from contracts.schema import KEYS, REJECTION, Schema
-from contracts.storage import PASSING, Place, StorageOptions, meaning, of_a_store, place
+from contracts.storage import PASSING, Place, StorageOptions, place
 from pipelines import speed
+from pipelines.cluster import connect, plainly
 from pipelines.lease import Lease
 from pipelines.ledger import Ledger, Progress, ids_hash, list_files
 from pipelines.pool import RETRIES
 
 KEY_NAMES = [f.name for f in KEYS]
-HEAD_ANSWERS_S = 10.0  # within which a cluster's head accepts a connection
 TIMES = 3  # Ray goes over the rows, should there be some missing still
 
 
@@ -101,49 +95,6 @@ class Summary:
             lines.append(f"  {self.bytes_on_disk / self.rows / 1000:.1f} KB a row on disk, {self.bytes_on_disk / 1e6:.1f} MB in all")
         lines += [f"  rejected, {reason}: {count:,}" for reason, count in sorted(self.rejects.items())]
         return "\n".join(lines + [f"  {note}" for note in self.notes])
-
-
-def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine. Never somebody else's by accident.
-
-    Ray's ports are open to the network, and it runs what reaches them. One that starts here lets in who knows its token: a new one, unless
-    the environment names another, and in no file, where Ray itself would leave one for whoever may read the home folder.
-    """
-    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # what is killed for memory Ray counts by itself, and would try for ever
-    import ray
-
-    if ray.is_initialized():
-        return
-    address = os.environ.get("RAY_ADDRESS", "local")
-    if address == "local":
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ lines go to the log files, not between ours
-        # Of idle workers more than one a core Ray ends those that were idle for a second, and starts others for the next blocks, for two
-        # seconds of a core each: of reading and writing at a quarter of a core that was a third of the time (benchmarks/images.py).
-        os.environ.setdefault("RAY_num_workers_soft_limit", str(4 * (os.cpu_count() or 1)))
-        if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray turns tokens on by itself where nothing says otherwise
-        try:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:  # a bare one is what Ray raises where one of its own processes ended meanwhile
-            said = " ".join(str(error).split())
-            raise CxrayError(f"Ray did not start on this machine ({said}): has it memory and disk left? Try again") from error
-    else:
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        try:
-            if port.isdigit():  # Ray itself waits nine minutes for one that is not there, and says nothing
-                socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_ANSWERS_S).close()
-            ray.init(address=address, log_to_driver=False)
-        except (OSError, ValueError) as error:
-            said = " ".join(str(error).split())
-            raise CxrayError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({said}); correct it, or unset it") from error
-    import ray.data
-
-    from pipelines.watch import Watch
-
-    ray.data.DataContext.get_current().custom_execution_callback_classes = [Watch]
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the job says itself how it goes, and what stops it is raised
-    # Ray 2.60 has a named parameter for all but how often something is tried again.
-    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
 
 
 class Job:
@@ -317,25 +268,6 @@ class Job:
         done = Dataset(self.out, {"files": [{**f, "path": f"data/{f['path']}"} for f in files]})
         reasons = done.table(["row_id", "reason"], outcome="reject")
         return done, reasons, pa.chunked_array([*done.table(["row_id"])["row_id"].chunks, *reasons["row_id"].chunks], pa.string())
-
-
-@contextmanager
-def plainly(out: Place) -> Iterator[None]:
-    """Say in a line what stopped a worker, where it is the user's to put right; a fault of the program keeps its traceback."""
-    try:
-        yield
-    except Exception as error:
-        from ray.exceptions import LocalRayletDiedError
-
-        if said := sentence(error):
-            raise CxrayError(said) from error
-        if said := next(filter(None, map(meaning, filter(of_a_store, causes(error)))), None):
-            raise CxrayError(f"{out}: {said}") from error
-        if any(isinstance(cause, LocalRayletDiedError) for cause in causes(error)):
-            raise CxrayError(
-                "Ray ended on this machine, by a signal or because the machine had no memory left: the same command goes on from here"
-            ) from error
-        raise
 
 
 def choose(keys: pa.Table, limit: int | None, sample_per_split: int | None) -> pa.Table:

@@ -133,7 +133,7 @@ def cluster(name: str) -> Iterator[None]:
     import ray
     from ray import serve
 
-    from pipelines.job import connect
+    from pipelines.cluster import connect
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -37,7 +37,7 @@ def local_ray() -> Iterator[None]:
     """One Ray of two CPUs for the whole session, whatever the machine has: what holds there holds on a laptop."""
     import ray
 
-    from pipelines.job import connect
+    from pipelines.cluster import connect
 
     with pytest.MonkeyPatch.context() as only_here:
         only_here.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2}')

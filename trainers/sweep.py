@@ -29,7 +29,7 @@ from contracts.errors import CxrayError
 from contracts.pages import Page, bars
 from contracts.runs import record, version_of
 from contracts.storage import Place
-from pipelines.job import connect
+from pipelines.cluster import connect
 from trainers.engine import fit
 from trainers.engine.data import anchored
 from trainers.engine.run import check_cluster, cluster

@@ -20,7 +20,7 @@ import torch
 from contracts.errors import CxrayError, sentence
 from contracts.storage import Place
 from evaluation.metrics import plain
-from pipelines.job import connect, plainly
+from pipelines.cluster import connect, plainly
 from pipelines.lease import Lease
 from trainers.engine.board import curves
 from trainers.engine.card import card
