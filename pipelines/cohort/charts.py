@@ -139,7 +139,7 @@ def _labs(tables: Tables, lab_hours: float) -> None:
 
 
 def _history(tables: Tables) -> None:
-    """-> the view `history_known`. It is by far the longest: so codes are numbers in it, with their titles joined to the result.
+    """-> the view `history_known`. It is by far the longest: so it names each code by its `id` in `codes`, from 0 on.
 
     A visit is earlier where it had ended by the study and is not the one that the study belongs to.
     """
@@ -154,7 +154,7 @@ def _history(tables: Tables) -> None:
     # `icd` numbers the codes in their order, `id` the titles of each as well: the lowest id of a code is its first title.
     tables.con.execute("""
         CREATE TABLE codes AS
-        SELECT row_number() OVER (ORDER BY icd_version, icd_code, title)::INTEGER AS id,
+        SELECT (row_number() OVER (ORDER BY icd_version, icd_code, title) - 1)::INTEGER AS id,
                dense_rank() OVER (ORDER BY icd_version, icd_code)::INTEGER AS icd, icd_code AS code, icd_version AS version, title
         FROM (SELECT DISTINCT icd_code, icd_version, title FROM coded)""")
     tables.con.execute("""
@@ -164,13 +164,11 @@ def _history(tables: Tables) -> None:
     tables.con.execute("DROP TABLE coded")
     tables.con.execute("""
         CREATE VIEW history_known AS
-        SELECT n, icd, code, version, title, hours FROM (
-            SELECT v.n, min(d.id) AS id, max((epoch(d.ended) - epoch(v.study_time)) / 3600) AS hours
-            FROM visits v JOIN diagnosed d USING (subject_id)
-            WHERE d.ended < v.study_time AND (d.hadm_id IS NULL OR d.hadm_id IS DISTINCT FROM v.hadm_id)
-                  AND (d.stay_id IS NULL OR d.stay_id IS DISTINCT FROM v.stay_id)
-            GROUP BY v.n, d.icd
-        ) JOIN codes USING (id)""")
+        SELECT v.n, d.icd, min(d.id) AS id, max((epoch(d.ended) - epoch(v.study_time)) / 3600) AS hours
+        FROM visits v JOIN diagnosed d USING (subject_id)
+        WHERE d.ended < v.study_time AND (d.hadm_id IS NULL OR d.hadm_id IS DISTINCT FROM v.hadm_id)
+              AND (d.stay_id IS NULL OR d.stay_id IS DISTINCT FROM v.stay_id)
+        GROUP BY v.n, d.icd""")
 
 
 def _body(tables: Tables) -> None:
