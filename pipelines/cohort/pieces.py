@@ -25,8 +25,10 @@ LISTS = {
 
 
 def pieces(tables: Tables, rows: int, size: int) -> Iterator[pa.Table]:
-    """The cohort's `rows` rows in order, `size` at a time. `cohort` keeps what the data card asks for: no texts, lists as lengths."""
+    """The cohort's `rows` rows in order, `size` at a time. After the last one DuckDB has a view `cohort` of what the data card asks for: no
+    texts, lists as lengths."""
     codes = tables.con.sql("SELECT code, version, title FROM codes ORDER BY id").to_arrow_table().combine_chunks()
+    kept = []
     for first in range(0, rows, size):
         piece = _piece(tables, codes, first, min(size, rows - first))
         short = {
@@ -34,9 +36,9 @@ def pieces(tables: Tables, rows: int, size: int) -> Iterator[pa.Table]:
             for name, column in zip(piece.column_names, piece.columns, strict=True)
             if name == "report_status" or not name.startswith("report_")
         }
-        tables.con.register("piece", pa.table(short))
-        tables.con.execute("INSERT INTO cohort FROM piece" if first else "CREATE TABLE cohort AS FROM piece")
+        kept.append(pa.table(short))
         yield piece
+    tables.con.register("cohort", pa.concat_tables(kept))
 
 
 def _piece(tables: Tables, codes: pa.Table, first: int, count: int) -> pa.Table:
