@@ -89,18 +89,15 @@ def _data_uri(picture: bytes) -> str:
 
 def bars(values: Mapping[str, float], axis: str) -> bytes:
     """Horizontal bars, largest first, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     items = sorted(values.items(), key=lambda kv: kv[1])
-    figure, axes = plt.subplots(figsize=(8, 0.32 * len(items) + 0.8), layout="constrained")
+    figure = Figure(figsize=(8, 0.32 * len(items) + 0.8), layout="constrained")
+    axes = figure.subplots()
     drawn = axes.barh([k for k, _ in items], [v for _, v in items], color="#33658a")
     axes.bar_label(drawn, fmt="{:,.3g}", padding=3, fontsize=8)
     axes.set_xlabel(axis)
     axes.spines[["top", "right"]].set_visible(False)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110)
-    plt.close(figure)
     return sink.getvalue()

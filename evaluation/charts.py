@@ -80,13 +80,11 @@ def _grid(
     both: bool = True,
 ) -> bytes:
     """A square a finding; `draw` gets its known rows. both: it needs positives and negatives, or the square says that it has not."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     down = -(-len(findings) // ACROSS)
-    figure, squares = plt.subplots(down, ACROSS, figsize=(2.1 * ACROSS, 2.15 * down + 0.4), sharex=True, sharey=True, squeeze=False)
+    figure = Figure(figsize=(2.1 * ACROSS, 2.15 * down + 0.4))
+    squares = figure.subplots(down, ACROSS, sharex=True, sharey=True, squeeze=False)
     told = known(labels)
     for i, axes in enumerate(squares.flat):
         if i >= len(findings):
@@ -106,5 +104,4 @@ def _grid(
     figure.tight_layout()
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=100)
-    plt.close(figure)
     return sink.getvalue()

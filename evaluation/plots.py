@@ -15,13 +15,11 @@ def dots(rows: Mapping[str, Mapping[str, Interval]], axis: str, reference: float
 
     rows: {row: {series: Interval}}; reference: where a dashed line stands, such as 0.5 of AUROC.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(series for row in rows.values() for series in row))
-    figure, axes = plt.subplots(figsize=(8, 0.42 * len(rows) + 1.2), layout="constrained")
+    figure = Figure(figsize=(8, 0.42 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
     for k, (name, colour) in enumerate(zip(names, COLOURS)):
         found = [(i + (k - (len(names) - 1) / 2) * 0.22, row[name]) for i, row in enumerate(rows.values()) if name in row]
         found = [(y, one) for y, one in found if np.isfinite([one.value, one.low, one.high]).all()]
@@ -37,5 +35,4 @@ def dots(rows: Mapping[str, Mapping[str, Interval]], axis: str, reference: float
     figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110)
-    plt.close(figure)
     return sink.getvalue()

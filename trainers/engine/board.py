@@ -35,12 +35,10 @@ class Board:
 
 def curves(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mapping[str, float]], metric: str) -> bytes:
     """A PNG: the training loss by step, the learning rate, and by epoch the metric that decides."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (loss, rate, judged) = pyplot.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    loss, rate, judged = figure.subplots(1, 3)
     loss.plot([s["loss"] for s in steps], linewidth=0.8)
     loss.set(title="training loss", xlabel="step")
     rate.plot([s["lr"] for s in steps])
@@ -49,5 +47,4 @@ def curves(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mapping[str, f
     judged.set(title=f"{metric} on validate", xlabel="epoch")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
-    pyplot.close(figure)
     return picture.getvalue()
