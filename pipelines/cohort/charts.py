@@ -24,10 +24,12 @@ LABS = (
 MEASURES = {"bmi": ("BMI (kg/m2)", 1.0), "height_cm": ("Height (Inches)", 2.54), "weight_kg": ("Weight (Lbs)", 0.45359237)}
 
 
-def read_charts(tables: Tables, found: Found, lab_items: tuple[int, ...]) -> None:
-    """MIMIC-IV-ED's and MIMIC-IV's tables, of the patients and visits in `visits` alone."""
-    stays = "stay_id IN (SELECT stay_id FROM visits)"
-    ours = "subject_id IN (SELECT subject_id FROM rows)"
+def read_charts(tables: Tables, found: Found, lab_items: tuple[int, ...], lab_hours: float) -> None:
+    """MIMIC-IV-ED's and MIMIC-IV's tables, of the patients and visits in `visits` alone; of the 158 million labs, those that were known."""
+    stays = "SEMI JOIN visits USING (stay_id)"
+    ours = "SEMI JOIN rows USING (subject_id)"
+    # As a subquery with EXISTS this would hold all the labs in memory.
+    in_time = f"l SEMI JOIN visits v ON v.subject_id = l.subject_id AND {_lab_known(lab_hours)}"
     ed, iv = found.mimic_iv_ed, found.mimic_iv
     number, text = "BIGINT", "VARCHAR"
     whose, code, signs = {"subject_id": number}, {"icd_code": text, "icd_version": "TINYINT"}, dict.fromkeys(VITALS, text)
@@ -36,8 +38,8 @@ def read_charts(tables: Tables, found: Found, lab_items: tuple[int, ...]) -> Non
     measure = {**whose, "chartdate": "DATE", "seq_num": number, "result_name": text, "result_value": text}
     measures = ", ".join(literal(name) for name, _ in MEASURES.values())
     tables.read(
-        Table("labevents", iv, "hosp/labevents", lab, f"itemid IN ({', '.join(map(str, lab_items))}) AND {ours}"),
-        Table("omr", iv, "hosp/omr", measure, f"result_name IN ({measures}) AND {ours}"),
+        Table("labevents", iv, "hosp/labevents", lab, f"{in_time} WHERE itemid IN ({', '.join(map(str, lab_items))})"),
+        Table("omr", iv, "hosp/omr", measure, f"{ours} WHERE result_name IN ({measures})"),
         Table("medrecon", ed, "ed/medrecon", given, stays),
         Table("hosp_diagnoses", iv, "hosp/diagnoses_icd", {**whose, "hadm_id": number, **code}, ours),
         Table("vitalsign", ed, "ed/vitalsign", {"stay_id": number, "charttime": TIME, **signs}, stays),
@@ -126,16 +128,18 @@ def _medicines(tables: Tables) -> None:
         WHERE m.charttime <= v.study_time AND m.name IS NOT NULL""")
 
 
+def _lab_known(lab_hours: float) -> str:
+    """SQL: whether a lab `l` became known in the last hours before the study of `visits v`."""
+    return f"l.storetime <= v.study_time AND l.storetime > v.study_time - to_seconds({lab_hours * 3600})"
+
+
 def _labs(tables: Tables, lab_hours: float) -> None:
-    tables.con.execute(
-        """
+    tables.con.execute(f"""
         CREATE TABLE labs_known AS
         SELECT v.n, l.itemid, coalesce(i.label, l.itemid::VARCHAR) AS name, l.valuenum AS value, l.valueuom AS unit,
                l.flag = 'abnormal' AS abnormal, (epoch(l.storetime) - epoch(v.study_time)) / 3600 AS hours
         FROM visits v JOIN labevents l USING (subject_id) LEFT JOIN lab_items i USING (itemid)
-        WHERE l.storetime <= v.study_time AND l.storetime > v.study_time - to_seconds($seconds)""",
-        {"seconds": lab_hours * 3600},
-    )
+        WHERE {_lab_known(lab_hours)}""")
 
 
 def _history(tables: Tables) -> None:

@@ -101,7 +101,7 @@ def _make(cfg: CohortConfig, found: Found, lease: Lease) -> dict[str, Any]:
         raise CxrayError(f"the cohort is empty: {_why_empty(tables)}")
     read_visits(tables, found)
     link_visits(tables, cfg.ed_window_hours)
-    read_charts(tables, found, cfg.lab_items)
+    read_charts(tables, found, cfg.lab_items, cfg.lab_hours)
     build_charts(tables, cfg.lab_hours)
     read_targets(tables, found)
     _assemble(tables)

@@ -116,14 +116,14 @@ class Table:
     """A table to be read.
 
     into: its name in DuckDB; path: its place in its source, without .csv or .csv.gz; columns: name -> SQL type, where a cell that
-    does not fit becomes NULL; filter: SQL over the typed columns.
+    does not fit becomes NULL; keep: SQL that follows the typed table in FROM and says which rows to keep.
     """
 
     into: str
     where: Place | None
     path: str
     columns: dict[str, str]
-    filter: str = "true"
+    keep: str = ""
 
 
 class Tables:
@@ -173,7 +173,7 @@ def _read(con: duckdb.DuckDBPyConnection, table: Table, file: Place | None) -> N
             if lacking:
                 raise CxrayError(f"{file}: lacks the column {', '.join(lacking)}; it has {', '.join(sorted(has))}")
             typed = ", ".join(f"TRY_CAST({quoted(n)} AS {t}) AS {quoted(n)}" for n, t in columns.items())
-            con.execute(f"CREATE TABLE {table.into} AS SELECT * FROM (SELECT {typed} FROM {csv}) WHERE {table.filter}")
+            con.execute(f"CREATE TABLE {table.into} AS SELECT * FROM (SELECT {typed} FROM {csv}) {table.keep}")
         except (duckdb.InvalidInputException, duckdb.IOException) as error:
             raise CxrayError(f"{file}: not a readable CSV table ({str(error).splitlines()[0]})") from None
 

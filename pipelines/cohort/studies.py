@@ -14,7 +14,7 @@ def read_studies(tables: Tables, found: Found, labeler: str) -> None:
         "dicom_id": "VARCHAR", "subject_id": "BIGINT", "study_id": "BIGINT", "ViewPosition": "VARCHAR",
         "Rows": "BIGINT", "Columns": "BIGINT", "StudyDate": "VARCHAR", "StudyTime": "DOUBLE",
     }  # fmt: skip
-    known = "dicom_id IS NOT NULL AND subject_id IS NOT NULL AND study_id IS NOT NULL"
+    known = "WHERE dicom_id IS NOT NULL AND subject_id IS NOT NULL AND study_id IS NOT NULL"
     tables.read(
         Table("metadata", found.cxr, TABLE + "metadata", images, known),
         Table("split", found.cxr, TABLE + "split", {"dicom_id": "VARCHAR", "split": "VARCHAR"}),

@@ -5,7 +5,7 @@ from pipelines.cohort.sources import Found, Table, Tables
 
 def read_targets(tables: Tables, found: Found) -> None:
     """-> `targets`: by row ICU transfer, death and hospitalisation with their hours from the study; `target_codes`: the visit's codes."""
-    ours = "subject_id IN (SELECT subject_id FROM rows)"
+    ours = "SEMI JOIN rows USING (subject_id)"
     icu = {"subject_id": "BIGINT", "hadm_id": "BIGINT", "intime": "TIMESTAMP"}
     tables.read(Table("icustays", found.mimic_iv, "icu/icustays", icu, ours))
     tables.con.execute("""

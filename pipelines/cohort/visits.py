@@ -7,7 +7,7 @@ TIME = "TIMESTAMP"
 
 def read_visits(tables: Tables, found: Found) -> None:
     """-> `edstays`, `admissions`, of the patients in `rows` alone."""
-    ours = "subject_id IN (SELECT subject_id FROM rows)"
+    ours = "SEMI JOIN rows USING (subject_id)"
     stays = {
         "subject_id": "BIGINT", "hadm_id": "BIGINT", "stay_id": "BIGINT", "intime": TIME, "outtime": TIME, "gender": "VARCHAR",
         "race": "VARCHAR", "arrival_transport": "VARCHAR", "disposition": "VARCHAR",
