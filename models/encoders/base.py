@@ -5,15 +5,16 @@ Every embedding in cxray is L2-normalised, so that an inner product is a cosine 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from contracts.errors import CxrayError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor, device, nn
 
 BATCH_TEXTS = 64
 PAD = 16  # tokens: texts are padded to multiples of it, and share a batch only with their like
@@ -96,18 +97,21 @@ class TextEncoder(ABC):
     joint: bool
     fingerprint: str
     tokenise: "Callable[[list[str]], dict[str, Tensor]]"
+    device: "device"
+    together: int | None = None  # where it computes in bfloat16: how many texts `embed` is given at a time, no more and no fewer
 
     def __call__(self, texts: list[str]) -> TextOutput:
-        """Embeds each distinct text once, in float32; an empty text is allowed. A text's vector does not depend on its company.
+        """Embeds each distinct text once; an empty text is allowed. A text's vector does not depend on its company.
 
-        In bfloat16 it would: how a matrix product is cut into pieces depends on its size, and the last bits, of which bfloat16 has few,
-        decide which of two near passages a note fetches.
+        How a matrix product is cut into pieces depends on its size, and in bfloat16 that decides digits by which a note fetches one of
+        two near passages. So there all batches of texts of a length are of one size, the last filled up.
         """
         distinct, where = _distinct(texts)
         lengths = self.count_tokens(distinct)
         embedding = np.zeros((len(distinct), self.dim), np.float32)
-        for rows in _batches(self._read(lengths)):
-            embedding[rows] = unit(self.embed([distinct[row] for row in rows]))
+        with self._precision():
+            for rows, batch in self._batches(distinct, lengths):
+                embedding[rows] = unit(self.embed(batch)[: len(rows)])
         truncated = lengths > self.context if self.context else np.zeros(len(lengths), bool)
         return TextOutput(embedding[where], lengths[where], truncated[where])
 
@@ -118,13 +122,36 @@ class TextEncoder(ABC):
         """
         distinct, where = _distinct(texts)
         states: list[np.ndarray] = [np.zeros(0)] * len(distinct)
-        for rows in _batches(self._read(self.count_tokens(distinct))):
-            for row, state in zip(rows, self.embed_tokens([distinct[row] for row in rows])):
-                states[row] = state
+        with self._precision():
+            for rows, batch in self._batches(distinct, self.count_tokens(distinct)):
+                for row, state in zip(rows, self.embed_tokens(batch)):
+                    states[row] = state
         return [states[row] for row in where]
 
-    def _read(self, lengths: np.ndarray) -> np.ndarray:
-        return np.minimum(lengths, self.context) if self.context else lengths
+    def _precision(self) -> AbstractContextManager[Any]:
+        # Around all batches: within one context the weights are rounded once.
+        if self.together is None:
+            return nullcontext()
+        from models.encoders.device import autocast
+
+        return autocast(self.device)
+
+    def _batches(self, texts: list[str], lengths: np.ndarray) -> Iterator[tuple[np.ndarray, list[str]]]:
+        """Rows and their texts, of one padded length each, the longest first: memory that is too small shows at once.
+
+        How far a text is padded decides the last bits of its vector too. Here that is up to the text alone, and a served chart reads as it
+        did in training.
+        """
+        padded = -(-(np.minimum(lengths, self.context) if self.context else lengths) // PAD) * PAD
+        order = np.argsort(-padded, kind="stable")
+        start = 0
+        while start < len(order):
+            length = padded[order[start]]
+            size = min(max(BATCH_TOKENS // max(int(length), 1), 1), self.together or BATCH_TEXTS)
+            rows = order[start : min(start + size, int(np.searchsorted(-padded[order], -length, side="right")))]
+            batch = [texts[row] for row in rows]
+            yield rows, batch + batch[:1] * (size - len(batch) if self.together else 0)
+            start += len(rows)
 
     @abstractmethod
     def count_tokens(self, texts: list[str]) -> np.ndarray:
@@ -163,20 +190,3 @@ def _distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
     first: dict[str, int] = {}
     where = np.array([first.setdefault(text, len(first)) for text in texts], np.int64)
     return list(first), where
-
-
-def _batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of one padded length each, the longest first: memory that is too small shows at once.
-
-    How far a text is padded decides the last bits of its vector too. Here that is up to the text alone, and a served chart reads as it
-    did in training.
-    """
-    padded = -(-lengths // PAD) * PAD
-    order = np.argsort(-padded, kind="stable")
-    start = 0
-    while start < len(order):
-        length = padded[order[start]]
-        alike = int(np.searchsorted(-padded[order], -length, side="right"))
-        stop = min(alike, start + min(max(BATCH_TOKENS // max(int(length), 1), 1), BATCH_TEXTS))
-        yield order[start:stop]
-        start = stop

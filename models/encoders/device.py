@@ -17,8 +17,13 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Of image encoders: bfloat16 matrix products where the hardware has them; weights and sums stay float32."""
+    """bfloat16 matrix products where the hardware has them; weights and sums stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
+
+
+def together(device: torch.device) -> int | None:
+    """Of texts in bfloat16, how many to a batch (see `TextEncoder`): on a CPU few, since a served chart has few; any number in float32."""
+    return (4 if device.type == "cpu" else 64) if has_bf16(device) else None
 
 
 def on(device: torch.device, tokens: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

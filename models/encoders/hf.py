@@ -14,7 +14,7 @@ from torch import nn
 
 from contracts.errors import CxrayError
 from models.encoders.base import ImageEncoder, ImageOutput, TextEncoder, padding, unit
-from models.encoders.device import autocast, on
+from models.encoders.device import autocast, on, together
 from models.encoders.pixels import IMAGENET_MEAN, IMAGENET_STD, Pixels
 from models.encoders.weights import fingerprint, local_folder, refuse_pickles, tokenizer_settings
 
@@ -73,7 +73,7 @@ class HfText(TextEncoder):
     joint = False
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
-        self.model, self.tokenizer, self.device = model, tokenizer, device
+        self.model, self.tokenizer, self.device, self.together = model, tokenizer, device, together(device)
         config = model.config
         # RoBERTa's kind numbers its positions from the padding token's id + 1, so the table is that much longer.
         unused = config.pad_token_id + 1 if "roberta" in config.model_type else 0

@@ -15,7 +15,7 @@ from torch import nn
 
 from contracts.errors import CxrayError
 from models.encoders.base import PAD, ImageEncoder, ImageOutput, TextEncoder, unit
-from models.encoders.device import autocast, on
+from models.encoders.device import autocast, on, together
 from models.encoders.pixels import Pixels
 from models.encoders.weights import fingerprint, local_folder, tokenizer_settings
 
@@ -93,7 +93,7 @@ class OpenClipText(TextEncoder):
     joint = True
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
-        self.model, self.tokenizer, self.device = model, tokenizer, device
+        self.model, self.tokenizer, self.device, self.together = model, tokenizer, device, together(device)
         model.visual = None  # the image tower is the other encoder's
         tower = getattr(model, "text", model)
         self.tokenise = Tokeniser(tokenizer, tower.config.pad_token_id if hasattr(tower, "config") else None)
@@ -118,10 +118,10 @@ class OpenClipText(TextEncoder):
 
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> np.ndarray:
-        return self.forward(on(self.device, self.tokenise(texts))).cpu().numpy()
+        return self.forward(on(self.device, self.tokenise(texts))).float().cpu().numpy()
 
     def embed_tokens(self, texts: list[str]) -> list[np.ndarray]:
-        states = self._forward(texts)[1].cpu().numpy()
+        states = self._forward(texts)[1].float().cpu().numpy()
         if states.ndim != 3:
             raise CxrayError(f"{self.name} keeps its token states to itself; take embeddings, or another text encoder")
         lengths = np.minimum(self.count_tokens(texts), self.context)

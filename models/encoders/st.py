@@ -16,7 +16,7 @@ from torch import nn
 
 from contracts.errors import CxrayError
 from models.encoders.base import TextEncoder, padding
-from models.encoders.device import on
+from models.encoders.device import on, together
 from models.encoders.hf import Tokeniser
 from models.encoders.weights import fingerprint, local_folder, refuse_pickles, tokenizer_settings
 
@@ -31,7 +31,7 @@ class SentenceText(TextEncoder):
     joint = False
 
     def __init__(self, model: Any, device: torch.device) -> None:
-        self.model, self.device = model, device
+        self.model, self.device, self.together = model, device, together(device)
         network = model.transformers_model
         if network is None:
             raise CxrayError("its first module is not a transformer, so it has no token states")
@@ -60,11 +60,11 @@ class SentenceText(TextEncoder):
 
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> np.ndarray:
-        return self.forward(on(self.device, self.tokenise(texts))).cpu().numpy()
+        return self.forward(on(self.device, self.tokenise(texts))).float().cpu().numpy()
 
     def embed_tokens(self, texts: list[str]) -> list[np.ndarray]:
         states = self.model.encode(texts, batch_size=len(texts), show_progress_bar=False, output_value="token_embeddings")
-        return [state.cpu().numpy() for state in states]
+        return [state.float().cpu().numpy() for state in states]
 
     @property
     def module(self) -> nn.Module:
